@@ -1,0 +1,79 @@
+"""One file per model format; the registry is filled by discovering them.
+
+A file defines ``FORMAT``, a `Format`.  `load` and `save` pick the format by suffix.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+from quantjit.errors import UnsupportedError
+from quantjit.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A model format.
+
+    suffixes: of its files, the structure first, then the weights where they are a file of their own.
+    read(paths) -> Graph; write(graph, paths) -> None, atomically; `paths` in the order of suffixes.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[tuple[Path, ...]], Graph]
+    write: Callable[[Graph, tuple[Path, ...]], None] | None
+
+
+@cache
+def registry() -> Mapping[str, Format]:
+    """All formats by name."""
+    found = [
+        importlib.import_module(f"{__name__}.{module.name}").FORMAT
+        for module in pkgutil.iter_modules(__path__)
+    ]
+    return MappingProxyType({item.name: item for item in found})
+
+
+def _of(path: Path) -> Format:
+    for item in registry().values():
+        if path.suffix.lower() in item.suffixes:
+            return item
+    known = [suffix for item in registry().values() for suffix in item.suffixes]
+    raise UnsupportedError("model file suffix", path.suffix or path.name, known)
+
+
+def _paths(item: Format, path: Path, weights: Path | None) -> tuple[Path, ...]:
+    if len(item.suffixes) == 1:
+        return (path,)
+    if weights is not None:
+        return (path, weights)
+    return tuple(path.with_suffix(suffix) for suffix in item.suffixes)
+
+
+def load(path: str | Path, weights: str | Path | None = None) -> Graph:
+    """Read a network.
+
+    path: the model file (for TNN the .tnnproto).  weights: its second file (for TNN the .tnnmodel);
+    by default the same name with the other suffix.
+
+    Raises FormatError (file, place, expected, found) or UnsupportedError (unknown suffix).
+    """
+    path = Path(path)
+    item = _of(path)
+    return item.read(_paths(item, path, None if weights is None else Path(weights)))
+
+
+def save(graph: Graph, path: str | Path, weights: str | Path | None = None) -> tuple[Path, ...]:
+    """Write a network, each file first under a temporary name, and return the paths written."""
+    path = Path(path)
+    item = _of(path)
+    if item.write is None:
+        raise UnsupportedError("format to write", item.name, [])
+    paths = _paths(item, path, None if weights is None else Path(weights))
+    item.write(graph, paths)
+    return paths

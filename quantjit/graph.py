@@ -1,0 +1,160 @@
+"""The network: frozen nodes in topological order, joined by the names of blobs.
+
+A `Graph` is never changed; a pass makes a new one.  Producers and readers are derived when asked
+for, never stored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantjit.errors import GraphError
+from quantjit.quant import NodeQuant, QuantParams
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A network input: its name, its shape (NCHW, batch first) and its element type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One instance of an op.
+
+    inputs, outputs: blob names.  attrs: the op's own frozen dataclass.  weights: arrays by role
+    ("weight", "bias", "slope" ...), float32 or float16 as in the file, int8/int32 when quantized.
+    quant: set on nodes that run in int8.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Any
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    quant: NodeQuant | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Node):
+            return NotImplemented
+        return (
+            (self.name, self.op, self.inputs, self.outputs, self.attrs, self.quant)
+            == (other.name, other.op, other.inputs, other.outputs, other.attrs, other.quant)
+        ) and _same_arrays(self.weights, other.weights)
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """A whole network.
+
+    nodes: in an order in which every blob is produced before it is read.  outputs: blob names.
+    scales: quantization of blobs by name, empty for a float network.  constants: named arrays that
+    the file carries besides the nodes' weights.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Blob, ...]
+    outputs: tuple[str, ...]
+    scales: Mapping[str, QuantParams] = field(default_factory=dict)
+    constants: Mapping[str, Array] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph):
+            return NotImplemented
+        return (
+            (self.nodes, self.inputs, self.outputs) == (other.nodes, other.inputs, other.outputs)
+            and dict(self.scales) == dict(other.scales)
+            and _same_arrays(self.constants, other.constants)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def producer(self) -> dict[str, Node]:
+        """Blob name -> the node that writes it; network inputs and constants have none."""
+        return {blob: node for node in self.nodes for blob in node.outputs}
+
+    def readers(self) -> dict[str, list[Node]]:
+        """Blob name -> the nodes that read it, in order; outputs of the network need no reader."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for blob in dict.fromkeys(node.inputs):
+                found.setdefault(blob, []).append(node)
+        return found
+
+    def blobs(self) -> list[str]:
+        """All blob names: inputs, then outputs of nodes in order."""
+        names = [blob.name for blob in self.inputs]
+        names += [blob for node in self.nodes for blob in node.outputs]
+        return list(dict.fromkeys(names))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any node runs in int8."""
+        return any(node.quant is not None for node in self.nodes)
+
+    def with_nodes(self, nodes: tuple[Node, ...]) -> "Graph":
+        """Return the same network with other nodes."""
+        return replace(self, nodes=nodes)
+
+    def with_input_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> "Graph":
+        """Return the same network with other input shapes, by input name."""
+        return replace(
+            self,
+            inputs=tuple(
+                replace(blob, shape=tuple(shapes.get(blob.name, blob.shape)))
+                for blob in self.inputs
+            ),
+        )
+
+    def validate(self) -> None:
+        """Raise GraphError unless names are unique and every blob is produced before it is read."""
+        known = {blob.name for blob in self.inputs} | set(self.constants)
+        names: set[str] = set()
+        for node in self.nodes:
+            if node.name in names:
+                raise GraphError(f"node {node.name!r}", "a second node has this name")
+            names.add(node.name)
+            for blob in node.inputs:
+                if blob not in known:
+                    raise GraphError(
+                        f"node {node.name!r}",
+                        f"reads blob {blob!r}, which no earlier node produces",
+                    )
+            for blob in node.outputs:
+                if blob in known:
+                    raise GraphError(
+                        f"node {node.name!r}", f"writes blob {blob!r}, which exists already"
+                    )
+                known.add(blob)
+        for blob in self.outputs:
+            if blob not in known:
+                raise GraphError(f"output {blob!r}", "no node produces it")
+
+
+def _same_arrays(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[key].dtype == right[key].dtype
+        and left[key].shape == right[key].shape
+        and left[key].tobytes() == right[key].tobytes()
+        for key in left
+    )
+
+
+def readonly(array: Array) -> Array:
+    """Return the array, contiguous and closed for writing."""
+    result = np.ascontiguousarray(array)
+    if result is array and array.flags.writeable:
+        result = array.copy()
+    result.setflags(write=False)
+    return result
