@@ -3,6 +3,7 @@
 ::
 
     QuantJitError
+    ├─ UsageError(ValueError)           options that contradict each other or the network
     ├─ FormatError(ValueError)          a model file: path, offset or record, expected, found
     ├─ GraphError(ValueError)           a network: node, blob, broken invariant
     ├─ UnsupportedError(LookupError)    something we do not know: kind, name, the known names
@@ -23,6 +24,12 @@ class QuantJitError(Exception):
     """Base class of all deliberate errors."""
 
     exit_code = 1
+
+
+class UsageError(QuantJitError, ValueError):
+    """Options that contradict each other or the network."""
+
+    exit_code = 2
 
 
 class FormatError(QuantJitError, ValueError):

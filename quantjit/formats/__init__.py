@@ -1,6 +1,7 @@
 """One file per model format; the registry is filled by discovering them.
 
-A file defines ``FORMAT``, a `Format`.  `load` and `save` pick the format by suffix.
+A file defines ``FORMAT``, a `Format`; one whose name starts with ``_`` is a part of a format.
+`load` and `save` pick the format by suffix.
 """
 
 import importlib
@@ -19,7 +20,7 @@ from quantjit.graph import Graph
 class Format:
     """A model format.
 
-    suffixes: of its files, the structure first, then the weights where they are a file of their own.
+    suffixes: of its files, the structure first, then the weights where they are another file.
     read(paths) -> Graph; write(graph, paths) -> None, atomically; `paths` in the order of suffixes.
     """
 
@@ -35,6 +36,7 @@ def registry() -> Mapping[str, Format]:
     found = [
         importlib.import_module(f"{__name__}.{module.name}").FORMAT
         for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
     ]
     return MappingProxyType({item.name: item for item in found})
 

@@ -16,11 +16,13 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import llvmlite
 import numba
 from llvmlite import binding
+
+config: Any = numba.config
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,19 +51,22 @@ def cache_directory() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    return Path(tempfile.gettempdir()) / f"quantjit-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}"
+    return (
+        Path(tempfile.gettempdir())
+        / f"quantjit-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}"
+    )
 
 
 def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
-    before = numba.config.CACHE_DIR
+    before = config.CACHE_DIR
     if not before:  # the user's own NUMBA_CACHE_DIR is kept
-        numba.config.CACHE_DIR = str(cache_directory())
+        config.CACHE_DIR = str(cache_directory())
     try:
         compiled: Callable[P, R] = numba.njit(
             cache=True, nogil=True, fastmath=False, error_model="numpy", parallel=parallel
         )(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return compiled
 
 

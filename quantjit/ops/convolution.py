@@ -1,6 +1,33 @@
-"""Convolution and deconvolution."""
+"""Convolution and deconvolution.
 
+Semantics of TNN (``source/tnn/layer/conv_layer.cc``, ``deconv_layer.cc``); int8 as on its naive
+device (``source/tnn/device/cpu/acc/compute/compute_int8.cc``).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantjit.errors import GraphError
+from quantjit.graph import Array, Node
+from quantjit.kernels import convolution as kernels
+from quantjit.ops import Arrays, Op, Request, Runner, Shape
+
+_ACTIVATIONS = {
+    "none": kernels.NONE,
+    "relu": kernels.RELU,
+    "relu6": kernels.RELU6,
+    "swish": kernels.SWISH,
+}
+_FUSIONS = {
+    "none": kernels.NO_ADD,
+    "add_activation": kernels.ADD_THEN_ACTIVATION,
+    "activation_add": kernels.ACTIVATION_THEN_ADD,
+}
+_MAX_DEPTH = 2**31 // 255**2
+"""Products of two 9-bit numbers that an int32 holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +56,357 @@ class ConvolutionAttrs:
     has_bias: bool = True
     activation: str = "none"
     fusion: str = "none"
+
+
+def _place(node: Node) -> str:
+    return f"node {node.name!r}"
+
+
+def _check_input(node: Node, shape: Shape) -> None:
+    attrs: ConvolutionAttrs = node.attrs
+    if len(shape) != 4:
+        raise GraphError(_place(node), f"needs an input of 4 dimensions, got {shape}")
+    if shape[1] != attrs.in_channels:
+        raise GraphError(_place(node), f"needs {attrs.in_channels} channels, got {shape[1]}")
+    positive = (attrs.group, attrs.kernel_h, attrs.kernel_w, attrs.stride_h, attrs.stride_w)
+    if min(*positive, attrs.dilation_h, attrs.dilation_w, attrs.in_channels) < 1:
+        raise GraphError(_place(node), "group, kernel, stride and dilation must be positive")
+    if attrs.in_channels % attrs.group or attrs.out_channels % attrs.group:
+        raise GraphError(
+            _place(node),
+            f"{attrs.group} groups do not divide {attrs.in_channels} -> {attrs.out_channels}",
+        )
+
+
+def _pads(node: Node, shape: Shape) -> tuple[int, int, int, int]:
+    """Return the pads of a convolution for an input of this shape."""
+    attrs: ConvolutionAttrs = node.attrs
+    if attrs.pad_mode == "explicit":
+        return attrs.pads
+    if attrs.pad_mode == "valid":
+        return (0, 0, 0, 0)
+    if attrs.pad_mode != "same":
+        raise GraphError(_place(node), f"pad mode {attrs.pad_mode!r} is for deconvolution only")
+    top, bottom = _same(shape[2], attrs.kernel_h, attrs.stride_h, attrs.dilation_h)
+    left, right = _same(shape[3], attrs.kernel_w, attrs.stride_w, attrs.dilation_w)
+    return (top, bottom, left, right)
+
+
+def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Pads before and after for an output of ceil(size / stride); the odd one goes after."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _infer_convolution(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]:
+    attrs: ConvolutionAttrs = node.attrs
+    shape = inputs[0]
+    _check_input(node, shape)
+    top, bottom, left, right = _pads(node, shape)
+    out_h = (
+        shape[2] + top + bottom - (attrs.kernel_h - 1) * attrs.dilation_h - 1
+    ) // attrs.stride_h
+    out_w = (
+        shape[3] + left + right - (attrs.kernel_w - 1) * attrs.dilation_w - 1
+    ) // attrs.stride_w
+    if out_h < 0 or out_w < 0:
+        raise GraphError(
+            _place(node),
+            f"a {attrs.kernel_h} x {attrs.kernel_w} kernel is larger than its padded input {shape}",
+        )
+    out = (shape[0], attrs.out_channels, out_h + 1, out_w + 1)
+    expected = 1 if attrs.fusion == "none" else 2
+    if len(inputs) != expected or (expected > 1 and inputs[1] != out):
+        raise GraphError(_place(node), f"cannot work on inputs of shapes {list(inputs)}")
+    return (out,)
+
+
+def _deconvolution_size(
+    node: Node, size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int]
+) -> int:
+    """One output dimension; TNN's pad types -1, 0 and 3, 1, 2."""
+    mode = node.attrs.pad_mode
+    reach = (kernel - 1) * dilation + 1
+    if mode == "explicit":
+        return (size - 1) * stride - sum(pads) + reach
+    if mode == "same":
+        return size * stride
+    if mode == "output":
+        return (size - 1) * stride - sum(pads) + reach + stride - 1
+    if mode == "valid":
+        return (size - 1) * stride + reach
+    raise GraphError(_place(node), f"pad mode {mode!r} of a deconvolution is not supported")
+
+
+def _deconvolution_pads(node: Node, inputs: Shape, outputs: Shape) -> tuple[int, int]:
+    """Pads at the top and the left."""
+    attrs: ConvolutionAttrs = node.attrs
+    if attrs.pad_mode in {"explicit", "output"}:
+        return attrs.pads[0], attrs.pads[2]
+    if attrs.pad_mode == "valid":
+        return 0, 0
+    reach_h = (inputs[2] - 1) * attrs.stride_h + (attrs.kernel_h - 1) * attrs.dilation_h + 1
+    reach_w = (inputs[3] - 1) * attrs.stride_w + (attrs.kernel_w - 1) * attrs.dilation_w + 1
+    return max(reach_h - outputs[2], 0) // 2, max(reach_w - outputs[3], 0) // 2
+
+
+def _infer_deconvolution(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]:
+    attrs: ConvolutionAttrs = node.attrs
+    shape = inputs[0]
+    _check_input(node, shape)
+    top, bottom, left, right = attrs.pads
+    height = _deconvolution_size(
+        node, shape[2], attrs.kernel_h, attrs.stride_h, attrs.dilation_h, (top, bottom)
+    )
+    width = _deconvolution_size(
+        node, shape[3], attrs.kernel_w, attrs.stride_w, attrs.dilation_w, (left, right)
+    )
+    if height < 1 or width < 1:
+        raise GraphError(_place(node), f"nothing is left of an input {shape} after its pads")
+    return ((shape[0], attrs.out_channels, height, width),)
+
+
+def _macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    attrs: ConvolutionAttrs = node.attrs
+    pixels = outputs[0] if node.op == "convolution" else inputs[0]
+    taps = attrs.kernel_h * attrs.kernel_w * attrs.in_channels * attrs.out_channels // attrs.group
+    return pixels[0] * pixels[2] * pixels[3] * taps
+
+
+def _required(attrs: ConvolutionAttrs) -> tuple[str, ...]:
+    return ("weight", "bias") if attrs.has_bias else ("weight",)
+
+
+def weight_shape(node: Node) -> Shape:
+    """Shape of ``weights["weight"]``: OIHW, for deconvolution IOHW, the second a group's share."""
+    attrs: ConvolutionAttrs = node.attrs
+    outer, inner = attrs.out_channels, attrs.in_channels
+    if node.op == "deconvolution":
+        outer, inner = inner, outer
+    return (outer, inner // attrs.group, attrs.kernel_h, attrs.kernel_w)
+
+
+def _weight(node: Node) -> Array:
+    """Return the weight after checking its shape."""
+    weight = node.weights.get("weight")
+    if weight is None or weight.shape != weight_shape(node):
+        found = "none" if weight is None else str(weight.shape)
+        raise GraphError(_place(node), f"needs a weight of shape {weight_shape(node)}, got {found}")
+    return weight
+
+
+def _bias(node: Node, dtype: type[np.generic]) -> Array:
+    attrs: ConvolutionAttrs = node.attrs
+    bias = node.weights.get("bias", np.zeros(attrs.out_channels, dtype))
+    if bias.shape != (attrs.out_channels,):
+        raise GraphError(
+            _place(node), f"needs a bias of {attrs.out_channels} elements, got {bias.shape}"
+        )
+    return np.ascontiguousarray(bias, dtype)
+
+
+def _geometry(attrs: ConvolutionAttrs, top: int, left: int, outputs: Shape) -> NDArray[np.int64]:
+    return np.array(
+        [
+            attrs.kernel_h,
+            attrs.kernel_w,
+            attrs.stride_h,
+            attrs.stride_w,
+            top,
+            left,
+            attrs.dilation_h,
+            attrs.dilation_w,
+            outputs[2],
+            outputs[3],
+        ],
+        np.int64,
+    )
+
+
+def _taps_first(weight: Array) -> Array:
+    """Order the products of an output: kernel rows, kernel columns, channels."""
+    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+
+
+def _is_depthwise(attrs: ConvolutionAttrs) -> bool:
+    return attrs.group == attrs.in_channels == attrs.out_channels
+
+
+def _prepare_float(request: Request) -> Runner:
+    node, attrs = request.node, request.node.attrs
+    in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
+    if attrs.fusion != "none":
+        raise GraphError(_place(node), "a fused add is for int8 only")
+    weight = np.ascontiguousarray(_weight(node), np.float32)
+    bias = _bias(node, np.float32)
+    top, _, left, _ = _pads(node, in_shape)
+    geometry = _geometry(attrs, top, left, out_shape)
+    activation = _ACTIVATIONS[attrs.activation]
+    if _is_depthwise(attrs):
+        filters = weight.reshape(attrs.group, attrs.kernel_h, attrs.kernel_w)
+
+        def run_depthwise(inputs: Arrays, outputs: Arrays) -> None:
+            kernels.convolve_depthwise_float_into(
+                inputs[0], filters, bias, geometry, activation, outputs[0]
+            )
+
+        return run_depthwise
+    n, group = in_shape[0], attrs.group
+    rows = _taps_first(weight).reshape(group, attrs.out_channels // group, -1)
+    biases = bias.reshape(group, -1)
+    columns = np.empty((rows.shape[2], kernels.TILE), np.float32)
+    grouped_in = (n, group, attrs.in_channels // group, *in_shape[2:])
+    grouped_out = (n, group, attrs.out_channels // group, out_shape[2] * out_shape[3])
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        kernels.convolve_float_into(
+            inputs[0].reshape(grouped_in),
+            rows,
+            biases,
+            geometry,
+            activation,
+            columns,
+            outputs[0].reshape(grouped_out),
+        )
+
+    return run
+
+
+def _prepare_deconvolution(request: Request) -> Runner:
+    node, attrs = request.node, request.node.attrs
+    in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
+    group = attrs.group
+    weight = np.ascontiguousarray(_weight(node), np.float32)
+    filters = weight.reshape(group, attrs.in_channels // group, *weight.shape[1:])
+    bias = _bias(node, np.float32).reshape(group, -1)
+    top, left = _deconvolution_pads(node, in_shape, out_shape)
+    geometry = _geometry(attrs, top, left, out_shape)
+    activation = _ACTIVATIONS[attrs.activation]
+    grouped_in = (in_shape[0], group, attrs.in_channels // group, *in_shape[2:])
+    grouped_out = (out_shape[0], group, attrs.out_channels // group, *out_shape[2:])
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        kernels.deconvolve_float_into(
+            inputs[0].reshape(grouped_in),
+            filters,
+            bias,
+            geometry,
+            activation,
+            outputs[0].reshape(grouped_out),
+        )
+
+    return run
+
+
+def spread(values: NDArray[np.generic], count: int, group: int) -> Array:
+    """Repeat one value for all channels, or keep one each, as (group, count // group)."""
+    return np.ascontiguousarray(np.broadcast_to(values, (count,))).reshape(group, -1)
+
+
+def requantization_factor(
+    weight_scale: NDArray[np.float32], output_scale: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Quotient of scales in float32; 0 where the output's is below the smallest normal float."""
+    live = output_scale >= np.finfo(np.float32).tiny
+    shape = np.broadcast_shapes(weight_scale.shape, output_scale.shape)
+    quotient = np.zeros(shape, np.float32)
+    return np.divide(weight_scale, output_scale, out=quotient, where=live)
+
+
+def _prepare_int8(request: Request) -> Runner:
+    node, attrs = request.node, request.node.attrs
+    in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
+    source, target = request.input_quant[0], request.output_quant[0]
+    quant = node.quant
+    if quant is None:
+        raise GraphError(_place(node), "is not quantized")
+    out_channels, in_channels, group = attrs.out_channels, attrs.in_channels, attrs.group
+    top, _, left, _ = _pads(node, in_shape)
+    geometry = _geometry(attrs, top, left, out_shape)
+    zeros = spread(quant.weight_zero_point, out_channels, 1).reshape(-1, 1, 1, 1)
+    weight = np.ascontiguousarray(_weight(node).astype(np.int32) - zeros)
+    if weight[0].size > _MAX_DEPTH:
+        raise GraphError(_place(node), f"sums of {weight[0].size} products do not fit int32")
+    bias = _bias(node, np.int32).reshape(group, -1)
+    factor = requantization_factor(quant.weight_scale, target.scale)
+    factor = spread(factor, out_channels, group)
+    zero_point = spread(target.zero_point, out_channels, group)
+    input_zero = spread(source.zero_point.astype(np.int16), in_channels, group)
+    six = spread(_code_of_six(target.scale), out_channels, group)
+    activation, fusion = _ACTIVATIONS[attrs.activation], _FUSIONS[attrs.fusion]
+    if _is_depthwise(attrs) and attrs.fusion == "none":
+        filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)
+        plane = np.empty(out_shape[2:], np.int32)
+        flat = [array.reshape(-1) for array in (input_zero, bias, factor, zero_point, six)]
+
+        def run_depthwise(inputs: Arrays, outputs: Arrays) -> None:
+            kernels.convolve_depthwise_int8_into(
+                inputs[0], flat[0], filters, flat[1], geometry, flat[2], flat[3], flat[4],
+                activation, plane, outputs[0],
+            )  # fmt: skip
+
+        return run_depthwise
+    n = in_shape[0]
+    rows = _taps_first(weight).reshape(group, out_channels // group, -1)
+    columns = np.empty((rows.shape[2], kernels.TILE), np.int16)
+    sums = np.empty((out_channels // group, kernels.TILE), np.int32)
+    grouped_in = (n, group, in_channels // group, *in_shape[2:])
+    grouped_out = (n, group, out_channels // group, out_shape[2] * out_shape[3])
+    add_factor = np.zeros((group, out_channels // group), np.float32)
+    add_zero = np.zeros((group, out_channels // group), np.int8)
+    nothing = np.zeros((1, 1, 1, 1), np.int8)
+    if fusion != kernels.NO_ADD:
+        other = request.input_quant[1]
+        add_factor = spread(requantization_factor(other.scale, target.scale), out_channels, group)
+        add_zero = spread(other.zero_point, out_channels, group)
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        kernels.convolve_int8_into(
+            inputs[0].reshape(grouped_in),
+            input_zero,
+            rows,
+            bias,
+            geometry,
+            factor,
+            zero_point,
+            six,
+            activation,
+            fusion,
+            inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
+            add_factor,
+            add_zero,
+            columns,
+            sums,
+            outputs[0].reshape(grouped_out),
+        )
+
+    return run
+
+
+def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Code of 6.0: half away from zero, saturated; 127 for a dead channel."""
+    steps = np.full(scale.shape, np.float32(127))
+    np.divide(np.float32(6), scale, out=steps, where=scale > 0)
+    return np.minimum(steps + np.float32(0.5), np.float32(127)).astype(np.int8)
+
+
+OPS = (
+    Op(
+        "convolution",
+        ConvolutionAttrs,
+        _infer_convolution,
+        _prepare_float,
+        _prepare_int8,
+        _macs,
+        _required,
+    ),
+    Op(
+        "deconvolution",
+        ConvolutionAttrs,
+        _infer_deconvolution,
+        _prepare_deconvolution,
+        None,
+        _macs,
+        _required,
+    ),
+)

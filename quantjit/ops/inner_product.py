@@ -1,6 +1,16 @@
-"""Inner product (fully connected)."""
+"""Inner product (fully connected), float and int8 (``cpu_inner_product_layer_acc.cc`` in TNN)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from quantjit.errors import GraphError
+from quantjit.graph import Array, Node
+from quantjit.kernels import convolution, gemm
+from quantjit.ops import Arrays, Op, Request, Runner, Shape
+from quantjit.ops.convolution import requantization_factor, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,3 +21,106 @@ class InnerProductAttrs:
     has_bias: bool = True
     transpose: bool = False
     axis: int = 1
+
+
+def _infer_shape(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]:
+    """Return (batch, out_features, 1, 1 ...): TNN keeps the rank of its input."""
+    shape, axis = inputs[0], node.attrs.axis
+    if not 0 < axis < len(shape):
+        raise GraphError(f"node {node.name!r}", f"cannot flatten {shape} from axis {axis}")
+    ones = (1,) * (len(shape) - axis - 1)
+    return ((*shape[:axis], node.attrs.out_features, *ones),)
+
+
+def _macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    del outputs
+    return math.prod(inputs[0]) * int(node.attrs.out_features)
+
+
+def _required(attrs: InnerProductAttrs) -> tuple[str, ...]:
+    return ("weight", "bias") if attrs.has_bias else ("weight",)
+
+
+def _checked(node: Node, depth: int) -> Array:
+    """Return the weight as (out_features, depth)."""
+    attrs: InnerProductAttrs = node.attrs
+    weight = node.weights.get("weight")
+    expected = (depth, attrs.out_features) if attrs.transpose else (attrs.out_features, depth)
+    if weight is None or weight.shape != expected:
+        found = "none" if weight is None else str(weight.shape)
+        raise GraphError(f"node {node.name!r}", f"needs a weight of shape {expected}, got {found}")
+    return weight.T if attrs.transpose else weight
+
+
+def _bias(node: Node, dtype: type[np.generic]) -> Array:
+    count = node.attrs.out_features
+    bias = node.weights.get("bias", np.zeros(count, dtype))
+    if bias.shape != (count,):
+        raise GraphError(f"node {node.name!r}", f"needs a bias of {count}, got {bias.shape}")
+    return np.ascontiguousarray(bias, dtype)
+
+
+def _rows(request: Request) -> tuple[int, int]:
+    shape, axis = request.input_shapes[0], request.node.attrs.axis
+    return math.prod(shape[:axis]), math.prod(shape[axis:])
+
+
+def _prepare_float(request: Request) -> Runner:
+    rows, depth = _rows(request)
+    transposed = np.ascontiguousarray(_checked(request.node, depth).T, np.float32)
+    bias = _bias(request.node, np.float32)
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        out = outputs[0].reshape(rows, -1)
+        out[:] = 0
+        gemm.multiply_rows_float_into(inputs[0].reshape(rows, depth), transposed, out)
+        out += bias
+
+    return run
+
+
+def _prepare_int8(request: Request) -> Runner:
+    node, quant = request.node, request.node.quant
+    if quant is None:
+        raise GraphError(f"node {node.name!r}", "is not quantized")
+    rows, depth = _rows(request)
+    source, target = request.input_quant[0], request.output_quant[0]
+    if source.per_channel or target.per_channel:
+        raise GraphError(f"node {node.name!r}", "an int8 inner product has per-tensor blobs only")
+    count = node.attrs.out_features
+    zeros = spread(quant.weight_zero_point, count, 1).reshape(-1, 1)
+    weight = _checked(node, depth).astype(np.int16) - zeros.astype(np.int16)
+    transposed = np.ascontiguousarray(weight.T)
+    bias = _bias(node, np.int32)
+    factor = spread(requantization_factor(quant.weight_scale, target.scale), count, 1)[0]
+    zero_point = spread(target.zero_point, count, 1)[0]
+    input_zero = np.int16(source.zero_point[0])
+    sums = np.empty((rows, count), np.int32)
+    nothing, no_factor = np.zeros((1, 1), np.int8), np.zeros(1, np.float32)
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        sums[:] = 0
+        x = inputs[0].reshape(rows, depth).astype(np.int16) - input_zero
+        gemm.multiply_rows_int_into(x, transposed, sums)
+        out = outputs[0].reshape(rows, count)
+        for row in range(rows):
+            convolution.finish_int8_into(
+                sums[row].reshape(count, 1), 0, 1, bias, factor, zero_point, zero_point,
+                convolution.NONE, convolution.NO_ADD, nothing, no_factor, nothing[0],
+                out[row].reshape(count, 1),
+            )  # fmt: skip
+
+    return run
+
+
+OPS = (
+    Op(
+        "inner_product",
+        InnerProductAttrs,
+        _infer_shape,
+        _prepare_float,
+        _prepare_int8,
+        _macs,
+        _required,
+    ),
+)

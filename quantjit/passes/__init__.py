@@ -1,0 +1,1 @@
+"""Passes: functions from `Graph` to `Graph` that keep what the network computes."""

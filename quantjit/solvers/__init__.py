@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.quant import QuantParams
-from quantjit.stats import BlobStats
+from quantjit.stats import BlobStats, ReferenceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,14 @@ class WeightCodes:
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int8]
 
+    @classmethod
+    def empty(cls, weights: NDArray[np.float32]) -> "WeightCodes":
+        """Return all-zero codes for these weights, to be filled by a kernel."""
+        rows = weights.shape[0]
+        return cls(
+            np.zeros(weights.shape, np.int8), np.zeros(rows, np.float32), np.zeros(rows, np.int8)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class WeightSolver:
@@ -63,8 +71,16 @@ def _discovered() -> tuple[BlobSolver | WeightSolver, ...]:
     return tuple(
         solver
         for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
         for solver in importlib.import_module(f"{__name__}.{module.name}").SOLVERS
     )
+
+
+def solve_reference(stats: ReferenceStats, method: str, blob: str) -> QuantParams:
+    """Return the scales of TNN's tool for one blob; see `quantjit.solvers._reference`."""
+    from quantjit.solvers import _reference
+
+    return _reference.solve_reference(stats, method, blob)
 
 
 @cache

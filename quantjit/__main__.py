@@ -1,0 +1,7 @@
+"""``python -m quantjit``."""
+
+import sys
+
+from quantjit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,315 @@
+"""argv -> options -> one pipeline call -> printed report -> exit code.
+
+Exit codes: 0 done, 1 run-time failure, 2 usage, 3 model unreadable or unsupported, 4 data,
+5 quality gate missed, 130 interrupted.  Results go to stdout, progress and errors to stderr.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from quantjit import __version__
+from quantjit.errors import QuantJitError
+
+if TYPE_CHECKING:
+    from quantjit.metrics import Comparison
+
+USAGE_EXIT, GATE_EXIT, INTERRUPTED_EXIT = 2, 5, 130
+
+_HELP = f"""\
+quantjit {__version__}: post-training int8 quantization of convolutional networks
+
+usage: quantjit COMMAND [OPTIONS]
+
+  quantize   a float TNN model and sample inputs become an int8 TNN model, verified
+  verify     run an int8 model beside its float one and compare them layer by layer
+  inspect    layers, shapes, MACs, and which layers would run in int8
+  demo       quantize the network that comes with quantjit, on its own images
+
+  quantjit COMMAND --help lists the options of a command.
+
+examples
+  quantjit demo
+  quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -n 104,117,123 -r bgr -o net
+  quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -s 1/127 -n 128 -b 2 -w 1 -t 0
+  quantjit inspect -p net.tnnproto
+"""
+
+_EXAMPLES = {
+    "quantize": """\
+example:
+  quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -n 104,117,123 -r bgr -o net
+writes net_quantized.tnnproto and net_quantized.tnnmodel, reads them back, runs them beside the
+float network and prints how close they are. Images become (pixel - bias) * scale in the order of
+the network's channels; EXIF orientation is ignored, as TNN does.
+""",
+    "verify": """\
+example:
+  quantjit verify -p net.tnnproto --quantized-proto net_quantized.tnnproto -i images/ --limit 32
+runs both networks, the int8 one in TNN's integer arithmetic.
+""",
+    "inspect": """\
+example:
+  quantjit inspect -p net.tnnproto -m net.tnnmodel
+the .tnnmodel may be missing: the structure alone is enough.
+""",
+    "demo": "",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `quantjit` and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in {"-h", "--help", "help"}:
+        print(_HELP, end="")
+        return 0
+    if arguments and arguments[0] in {"-V", "--version"}:
+        print(f"quantjit {__version__}")
+        return 0
+    if not arguments:
+        print(_HELP, end="", file=sys.stderr)
+        return USAGE_EXIT
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "quantize": _quantize,
+        "verify": _verify,
+        "inspect": _inspect,
+        "demo": _demo,
+    }
+    name, *rest = arguments
+    if name not in commands:
+        if name.startswith("-"):  # an old command line of quantization_cmd
+            hint = "the options of quantization_cmd go to: quantjit quantize"
+        else:
+            hint = f"known: {', '.join(commands)}"
+        print(f"quantjit: unknown command {name!r}; {hint}", file=sys.stderr)
+        return USAGE_EXIT
+    return _guarded(lambda: commands[name](rest))
+
+
+def quantization_cmd(argv: Sequence[str] | None = None) -> int:
+    """Run the drop-in for TNN's tool: `quantjit quantize` with the original's defaults."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        from quantjit.options import ReferenceOptions
+
+        if not arguments:  # the original prints its usage and is content
+            _parser("quantize", ReferenceOptions, "quantization_cmd").print_help()
+            return 0
+        return _quantize(arguments, ReferenceOptions, "quantization_cmd")
+
+    return _guarded(run)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Turn deliberate errors into one line and their exit code; anything else is a bug."""
+    try:
+        return run()
+    except QuantJitError as error:
+        print(f"quantjit: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"quantjit: {place}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("quantjit: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else USAGE_EXIT
+
+
+def _parser(name: str, options: Any, program: str = "") -> Any:
+    from argparse_dataclass import ArgumentParser
+
+    return ArgumentParser(
+        options,
+        prog=program or f"quantjit {name}",
+        epilog=_EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _parse(name: str, options: Any, argv: Sequence[str], need: Sequence[str], program: str) -> Any:
+    from quantjit.options import required
+
+    parser = _parser(name, options, program)
+    parsed = parser.parse_args(list(argv))
+    missing = required(parsed, *need)
+    if missing:
+        parser.error(f"{missing} is required")
+    if getattr(parsed, "min_sqnr", None) is not None and getattr(parsed, "verify", 1) == 0:
+        parser.error("--min-sqnr needs a verification, but --verify 0 asks for none")
+    return parsed
+
+
+def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> int:
+    from quantjit import report
+    from quantjit.options import QuantizeOptions
+    from quantjit.pipeline import run
+    from quantjit.quantizer import Settings
+
+    given = _parse("quantize", options or QuantizeOptions, argv, ("proto", "input_path"), program)
+    settings = Settings(
+        given.blob_method,
+        given.weight_method,
+        given.merge_type,
+        given.compat == "tnn",
+        given.float_layers,
+    )
+    with Progress(quiet=given.quiet) as progress:
+        result = run(
+            given.proto,
+            given.model,
+            given.input_path,
+            settings,
+            inputs=_inputs(given),
+            output=Path(f"{given.output}_quantized.tnnproto"),
+            labels=given.labels,
+            verify_inputs=given.verify,
+            nonfinite=given.nonfinite,
+            jobs=given.jobs,
+            on_progress=progress.update,
+        )
+    if given.table:
+        result.table.save(given.table)
+    if given.nodes_table and result.comparison:
+        report.save_nodes(result.comparison, given.nodes_table)
+    if not given.quiet:
+        report.print_quantization(_console(), result, settings)
+    return _gate(result.comparison, given.min_sqnr)
+
+
+def _gate(comparison: "Comparison | None", least: float | None) -> int:
+    """Return the exit code of --min-sqnr, and say so when it is missed."""
+    if least is None or comparison is None or comparison.sqnr >= least:
+        return 0
+    print(f"quantjit: SQNR {comparison.sqnr:.2f} dB is below --min-sqnr {least:g}", file=sys.stderr)
+    return GATE_EXIT
+
+
+def _verify(argv: Sequence[str]) -> int:
+    from quantjit import pipeline, report
+    from quantjit.options import VerifyOptions
+
+    need = ("proto", "input_path", "quantized_proto")
+    given = _parse("verify", VerifyOptions, argv, need, "")
+    with Progress(quiet=given.quiet) as progress:
+        comparison = pipeline.verify_files(
+            (given.proto, given.model),
+            (given.quantized_proto, given.quantized_model),
+            given.input_path,
+            inputs=_inputs(given),
+            labels=given.labels,
+            jobs=given.jobs,
+            on_progress=progress.update,
+        )
+    if given.nodes_table:
+        report.save_nodes(comparison, given.nodes_table)
+    if not given.quiet:
+        report.print_comparison(_console(), comparison)
+    return _gate(comparison, given.min_sqnr)
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    from quantjit import pipeline, report
+    from quantjit.options import InspectOptions
+    from quantjit.quantizer import Settings
+    from quantjit.table import save_frame
+
+    given = _parse("inspect", InspectOptions, argv, ("proto",), "")
+    inspection = pipeline.inspect(given.proto, given.model, Settings(merge=given.merge_type))
+    if given.nodes_table:
+        save_frame(report.inspection_frame(inspection), given.nodes_table)
+    report.print_inspection(_console(), inspection)
+    return 0
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from quantjit import demo, report
+    from quantjit.options import DemoOptions
+
+    given = _parse("demo", DemoOptions, argv, (), "")
+    with Progress() as progress:
+        result = demo.run(Path(f"{given.output}_quantized.tnnproto"), given.jobs, progress.update)
+    console = _console()
+    console.print(demo.command_line(given.output), style="dim", highlight=False, soft_wrap=True)
+    report.print_quantization(console, result, demo.SETTINGS)
+    return 0
+
+
+def _inputs(given: Any) -> Any:
+    from quantjit.dataset import Preprocess
+    from quantjit.pipeline import Inputs
+
+    preprocess = Preprocess(
+        bias=given.bias,
+        scale=given.scale,
+        channel_order=given.reverse_channel,
+        resize=given.resize,
+        resize_shorter=given.resize_shorter,
+    )
+    return Inputs(preprocess, given.limit, given.max_bad)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+class Progress:
+    """A bar on stderr with rate and remaining time; plain lines where it is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> "Progress":
+        if not self._quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description:10}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` inputs are through this stage."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bar.add_task(stage, total=total)
+            self._bar.update(self._tasks[stage], completed=done, total=total)
+            return
+        now = time.monotonic()
+        started = self._started.setdefault(stage, now)
+        if done == total or now - self._said.get(stage, started) >= 5:
+            self._said[stage] = now
+            rate = f", {done / (now - started):.1f}/s" if now > started else ""
+            print(f"{stage} {done}/{total}{rate}", file=sys.stderr)

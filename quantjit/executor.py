@@ -1,0 +1,283 @@
+"""The dataflow scheduler: a network and its input shapes become a plan that runs batch after batch.
+
+The plan fixes everything that does not depend on the data: shapes, element types, the runner of
+each node (weights packed once), the life of each blob and the buffer that it lives in.  A buffer is
+handed on when the last reader of its blob is done, so that memory is that of the widest place of
+the network, not the sum of its blobs.
+
+Int8 nodes (``node.quant`` is set) read and write int8 blobs, all others float32.  The border is
+float as in TNN's API: an input that int8 nodes read is quantized with its blob scale, an int8
+output is dequantized.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantjit import ops
+from quantjit.errors import GraphError
+from quantjit.graph import Array, Graph, Node
+from quantjit.ops import Runner, Shape
+from quantjit.quant import QuantParams
+
+OnBlob = Callable[[str, Array], None]
+"""Called with each blob right after it is produced; the array is valid during the call only."""
+
+_ALIGNMENT = 64  # bytes: one cache line, one 512-bit vector
+
+
+def infer_shapes(graph: Graph) -> dict[str, Shape]:
+    """Shapes of all blobs, batch first, by name; GraphError names the node that does not fit."""
+    shapes: dict[str, Shape] = {blob.name: blob.shape for blob in graph.inputs}
+    shapes |= {name: tuple(array.shape) for name, array in graph.constants.items()}
+    for node in graph.nodes:
+        outputs = ops.get(node.op).infer_shape(node, [shapes[blob] for blob in node.inputs])
+        shapes.update(zip(node.outputs, outputs, strict=True))
+    return shapes
+
+
+def count_macs(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Multiply-accumulates of each node by its name, for the batch that `shapes` has."""
+    return {
+        node.name: ops.get(node.op).macs(
+            node, [shapes[blob] for blob in node.inputs], [shapes[blob] for blob in node.outputs]
+        )
+        for node in graph.nodes
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    node: Node
+    run: Runner
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+class _Arena:
+    """Slots for blobs: the smallest free one that is large enough, else the largest grows."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._free: list[int] = []
+
+    def take(self, size: int) -> int:
+        fitting = [slot for slot in self._free if self.sizes[slot] >= size]
+        if fitting:
+            slot = min(fitting, key=lambda candidate: self.sizes[candidate])
+        elif self._free:  # grow the largest free buffer rather than open another
+            slot = max(self._free, key=lambda candidate: self.sizes[candidate])
+            self.sizes[slot] = size
+        else:
+            self.sizes.append(size)
+            return len(self.sizes) - 1
+        self._free.remove(slot)
+        return slot
+
+    def give(self, slot: int) -> None:
+        self._free.append(slot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where blobs live: blob -> its slot and its size in bytes; the size of each slot."""
+
+    slots: Mapping[str, int]
+    bytes: Mapping[str, int]
+    slot_sizes: tuple[int, ...]
+
+    @property
+    def blob_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def arena_bytes(self) -> int:
+        return sum(self.slot_sizes)
+
+
+def plan_memory(graph: Graph) -> tuple[int, int]:
+    """Bytes of all blobs, and of the reused buffers that they are run in; needs no weights."""
+    plan = _plan_memory(graph, infer_shapes(graph), _infer_dtypes(graph))
+    return plan.blob_bytes, plan.arena_bytes
+
+
+def _plan_memory(
+    graph: Graph, shapes: Mapping[str, Shape], dtypes: Mapping[str, np.dtype[np.generic]]
+) -> _Plan:
+    """Give every blob a slot that no blob alive at the same time uses."""
+    sizes = {blob: math.prod(shapes[blob]) * dtypes[blob].itemsize for blob in graph.blobs()}
+    last_read = dict.fromkeys(graph.blobs(), -1)
+    for index, node in enumerate(graph.nodes):
+        last_read |= dict.fromkeys(node.inputs, index)
+    last_read |= dict.fromkeys(graph.outputs, len(graph.nodes))
+    arena = _Arena()
+    slots = {blob.name: arena.take(sizes[blob.name]) for blob in graph.inputs}
+    for index, node in enumerate(graph.nodes):
+        for blob in node.outputs:
+            slots[blob] = arena.take(sizes[blob])
+        for blob in dict.fromkeys((*node.inputs, *node.outputs)):
+            if blob in slots and last_read[blob] <= index:
+                arena.give(slots[blob])
+    return _Plan(slots, sizes, tuple(arena.sizes))
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size]
+
+
+def _infer_dtypes(graph: Graph) -> dict[str, np.dtype[np.generic]]:
+    """int8 for what int8 nodes and `quantize` write and for inputs that int8 nodes read."""
+    dtypes: dict[str, np.dtype[np.generic]] = {}
+    int8, float32 = np.dtype(np.int8), np.dtype(np.float32)
+    readers = graph.readers()
+    for source in graph.inputs:
+        read_as_int8 = any(node.quant is not None for node in readers.get(source.name, []))
+        dtypes[source.name] = int8 if read_as_int8 else float32
+    dtypes |= dict.fromkeys(graph.constants, float32)
+    for node in graph.nodes:
+        wanted = int8 if node.quant is not None or node.op == "dequantize" else float32
+        for blob in node.inputs:
+            if dtypes[blob] != wanted:
+                raise GraphError(
+                    f"node {node.name!r}",
+                    f"reads blob {blob!r} as {wanted}, but it is {dtypes[blob]}",
+                )
+        written = int8 if node.quant is not None or node.op == "quantize" else float32
+        dtypes |= dict.fromkeys(node.outputs, written)
+    return dtypes
+
+
+class Executor:
+    """Runs one network on inputs of fixed shapes; one executor serves one thread at a time.
+
+    Parameters
+    ----------
+    graph : float, or lowered to int8 (`quantjit.passes.lower.lower`)
+
+    Attributes
+    ----------
+    shapes : blob name -> shape
+    arena_bytes : memory of the blobs' buffers; blob_bytes : what they would take without reuse
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        graph.validate()
+        self.graph = graph
+        self.shapes = infer_shapes(graph)
+        self._dtypes = _infer_dtypes(graph)
+        plan = _plan_memory(graph, self.shapes, self._dtypes)
+        self.blob_bytes, self.arena_bytes = plan.blob_bytes, plan.arena_bytes
+        self._arrays = self._place(plan)
+        self._steps = [self._step(node) for node in graph.nodes]
+        self._quantize = {
+            blob.name: self._border("quantize", blob.name)
+            for blob in graph.inputs
+            if self._dtypes[blob.name] == np.int8
+        }
+        self._dequantize = {
+            blob: self._border("dequantize", blob)
+            for blob in graph.outputs
+            if self._dtypes[blob] == np.int8
+        }
+
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], on_blob: OnBlob | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run one batch.
+
+        inputs: float32 arrays by input name, in the planned shapes.  Returns the network's outputs
+        by name, float32, owned by the caller.  on_blob sees every blob, inputs included, in its
+        own element type.
+        """
+        for blob in self.graph.inputs:
+            self._feed(blob.name, inputs)
+            if on_blob:
+                on_blob(blob.name, self._arrays[blob.name])
+        for step in self._steps:
+            step.run(step.inputs, step.outputs)
+            if on_blob:
+                for name, array in zip(step.node.outputs, step.outputs, strict=True):
+                    on_blob(name, array)
+        return {name: self._fetch(name) for name in self.graph.outputs}
+
+    def _feed(self, name: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        try:
+            given = np.ascontiguousarray(inputs[name], np.float32)
+        except KeyError:
+            raise GraphError(f"input {name!r}", "no array was given for it") from None
+        if given.shape != self.shapes[name]:
+            raise GraphError(
+                f"input {name!r}", f"shape {given.shape} was given, {self.shapes[name]} is planned"
+            )
+        if name in self._quantize:
+            self._quantize[name]((given,), (self._arrays[name],))
+        else:
+            self._arrays[name][...] = given
+
+    def _fetch(self, name: str) -> NDArray[np.float32]:
+        if name not in self._dequantize:
+            return self._arrays[name].copy()
+        real = np.empty(self.shapes[name], np.float32)
+        self._dequantize[name]((self._arrays[name],), (real,))
+        return real
+
+    def _place(self, plan: "_Plan") -> dict[str, Array]:
+        """Make the buffers and give every blob its view into one."""
+        buffers = [_aligned(size) for size in plan.slot_sizes]
+        arrays: dict[str, Array] = {
+            blob: buffers[slot][: plan.bytes[blob]]
+            .view(self._dtypes[blob])
+            .reshape(self.shapes[blob])
+            for blob, slot in plan.slots.items()
+        }
+        for name, constant in self.graph.constants.items():
+            arrays[name] = np.ascontiguousarray(constant, np.float32)
+        return arrays
+
+    def _scale_of(self, blob: str, node: Node) -> QuantParams:
+        try:
+            return self.graph.scales[blob]
+        except KeyError:
+            raise GraphError(
+                f"node {node.name!r}", f"is int8, but blob {blob!r} has no scale"
+            ) from None
+
+    def _step(self, node: Node) -> _Step:
+        op = ops.get(node.op)
+        scales = self.graph.scales
+        is_int8 = node.quant is not None
+        if is_int8:
+            input_quant = tuple(self._scale_of(blob, node) for blob in node.inputs)
+            output_quant = tuple(self._scale_of(blob, node) for blob in node.outputs)
+        else:
+            input_quant = tuple(scales[blob] for blob in node.inputs if blob in scales)
+            output_quant = tuple(scales[blob] for blob in node.outputs if blob in scales)
+        request = ops.Request(
+            node,
+            tuple(self.shapes[blob] for blob in node.inputs),
+            tuple(self.shapes[blob] for blob in node.outputs),
+            input_quant,
+            output_quant,
+        )
+        if not is_int8:
+            run = op.prepare_float(request)
+        elif op.prepare_int8 is None:
+            raise GraphError(f"node {node.name!r}", f"op {node.op!r} has no int8 form")
+        else:
+            run = op.prepare_int8(request)
+        inputs = tuple(self._arrays[blob] for blob in node.inputs)
+        outputs = tuple(self._arrays[blob] for blob in node.outputs)
+        return _Step(node, run, inputs, outputs)
+
+    def _border(self, op: str, blob: str) -> Runner:
+        """Prepare the conversion of a network input or output that is int8 inside."""
+        node = Node(f"{blob}:{op}", op, (blob,), (blob,), ops.NoAttrs())
+        scale = self._scale_of(blob, node)
+        shape = self.shapes[blob]
+        request = ops.Request(node, (shape,), (shape,), (scale,), (scale,))
+        return ops.get(op).prepare_float(request)

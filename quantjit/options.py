@@ -1,0 +1,362 @@
+"""The options of each sub-command: one dataclass each, their flags, defaults and help; no logic.
+
+The short flags are those of TNN's ``quantization_cmd``.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+from quantjit import solvers
+from quantjit.dataset import parse_numbers
+from quantjit.quantizer import MERGES
+
+
+def _choice(names: Mapping[str, str]) -> Any:
+    """Return a parser of a name or TNN's number for it; `names` maps both to the name."""
+
+    def parse(text: str) -> str:
+        try:
+            return names[text.strip().lower()]
+        except KeyError:
+            known = dict.fromkeys(names.values())
+            listed = ", ".join(
+                "|".join([*(key for key in names if names[key] == name and key != name), name])
+                for name in known
+            )
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {listed}") from None
+
+    return parse
+
+
+def _numbered(known: Mapping[str, Any]) -> dict[str, str]:
+    names = {str(s.number): name for name, s in known.items() if s.number is not None}
+    return names | {name: name for name in known}
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers: tuple[float, ...] = parse_numbers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return numbers
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: give 0.05 or 5%")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number >= 0")
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _listing(known: Mapping[str, Any]) -> str:
+    rows = []
+    for name, solver in known.items():
+        number = "" if solver.number is None else f"{solver.number}|"
+        rows.append(f"{number}{name} ({solver.summary})")
+    return "; ".join(rows).replace("%", "%%")
+
+
+def option(default: Any, help_text: str, *flags: str, **metadata: Any) -> Any:
+    """Return a dataclass field that is a command line option."""
+    return field(default=default, metadata={"args": [*flags], "help": help_text, **metadata})
+
+
+_BLOB_METHODS = _numbered(solvers.blob_solvers())
+_WEIGHT_METHODS = _numbered(solvers.weight_solvers())
+_MERGE_TYPES = {str(i): name for i, name in enumerate(MERGES)} | {name: name for name in MERGES}
+_CHANNEL_ORDERS = {"0": "rgb", "1": "bgr", "rgb": "rgb", "bgr": "bgr"}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network."""
+
+    proto: Optional[Path] = option(
+        None, "the .tnnproto of the float network (required)", "-p", "--proto", type=Path
+    )
+    model: Optional[Path] = option(
+        None, "its .tnnmodel (default: the proto's name)", "-m", "--model", type=Path
+    )
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Which sample inputs, and how they become tensors."""
+
+    input_path: Optional[Path] = option(
+        None,
+        "folder (or one file) of sample inputs: .jpg .jpeg .png .bmp, .txt (one float a line, "
+        "NCHW), .npy, .npz (required)",
+        "-i",
+        "--input_path",
+        "--input-path",
+        "--input",
+        type=Path,
+    )
+    bias: tuple[float, ...] = option(
+        (0.0,),
+        "subtracted from the pixels: one number or one a channel, e.g. 104,117,123 (default 0)",
+        "-n",
+        "--bias",
+        "--mean",
+        type=_numbers,
+        metavar="N[,N...]",
+    )
+    scale: tuple[float, ...] = option(
+        (1.0,),
+        "then multiplied in: one number or one a channel; 1/128 and 1e-3 are fine (default 1)",
+        "-s",
+        "--scale",
+        type=_numbers,
+        metavar="N[,N...]",
+    )
+    reverse_channel: str = option(
+        "rgb",
+        "order of the network's channels: 0|rgb or 1|bgr (default rgb)",
+        "-r",
+        "--reverse_channel",
+        "--reverse-channel",
+        type=_choice(_CHANNEL_ORDERS),
+        metavar="ORDER",
+    )
+    resize: str = option(
+        "stretch",
+        "images of another size are stretched to the network's (as TNN does), or their shorter "
+        "side is fitted and the centre is cropped: stretch or crop (default stretch)",
+        "--resize",
+        choices=("stretch", "crop"),
+    )
+    resize_shorter: Optional[int] = option(
+        None,
+        "with --resize crop: pixels of the shorter side before the crop (default: the network's)",
+        "--resize-shorter",
+        type=_positive,
+        metavar="PIXELS",
+    )
+    limit: Optional[int] = option(
+        None, "use the first N files only", "-l", "--limit", type=_positive, metavar="N"
+    )
+    max_bad: float = option(
+        0.05,
+        "share of unreadable files that are skipped before it is an error (default 5%%)",
+        "--max-bad",
+        type=_share,
+        metavar="SHARE",
+    )
+    nonfinite: str = option(
+        "fail",
+        "what to do when an activation is NaN or infinite: fail, or skip those values (default "
+        "fail)",
+        "--nonfinite",
+        choices=("fail", "skip"),
+    )
+    jobs: Optional[int] = option(
+        None,
+        "threads, one image each (default: all cores); the result does not depend on it",
+        "-j",
+        "--jobs",
+        type=_positive,
+        metavar="N",
+    )
+    quiet: bool = option(False, "print errors only", "-q", "--quiet")
+
+
+@dataclass(frozen=True)
+class VerifyingOptions:
+    """How the int8 network is compared with the float one."""
+
+    labels: Optional[Path] = option(
+        None,
+        "a CSV of file,label: also prints the top-1 of both networks on the compared inputs",
+        "--labels",
+        type=Path,
+        metavar="CSV",
+    )
+    min_sqnr: Optional[float] = option(
+        None, "exit 5 if the network's SQNR is below this", "--min-sqnr", type=float, metavar="DB"
+    )
+    nodes_table: Optional[Path] = option(
+        None,
+        "write the table of nodes (error, scales, int8 or float and why) as .csv or .parquet",
+        "--nodes-table",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(VerifyingOptions, InputOptions, ModelOptions):
+    """Options of `quantjit quantize`."""
+
+    blob_method: str = option(
+        "mse",
+        f"how the range of blobs is chosen: {_listing(solvers.blob_solvers())} (default mse)",
+        "-b",
+        "--blob_method",
+        "--blob-method",
+        type=_choice(_BLOB_METHODS),
+        metavar="METHOD",
+    )
+    weight_method: str = option(
+        "mse",
+        f"how weights are quantized: {_listing(solvers.weight_solvers())} (default mse)",
+        "-w",
+        "--weight_method",
+        "--weight-method",
+        type=_choice(_WEIGHT_METHODS),
+        metavar="METHOD",
+    )
+    merge_type: str = option(
+        "mix",
+        "0|channel: a scale per channel for weights and blobs; 1|mix: for weights only; "
+        "2|tensor: for neither (default mix)",
+        "-t",
+        "--merge_type",
+        "--merge-type",
+        type=_choice(_MERGE_TYPES),
+        metavar="TYPE",
+    )
+    output: str = option(
+        "model",
+        "writes OUTPUT_quantized.tnnproto and OUTPUT_quantized.tnnmodel (default model)",
+        "-o",
+        "--output",
+    )
+    float_layers: tuple[str, ...] = option(
+        (),
+        "names of layers to keep in float, separated by commas",
+        "-x",
+        "--float-layers",
+        type=_names,
+        metavar="NAMES",
+    )
+    compat: str = option(
+        "none",
+        "tnn: reproduce the arithmetic of TNN's quantization_cmd, quirks included (default none)",
+        "--compat",
+        choices=("none", "tnn"),
+    )
+    verify: int = option(
+        16,
+        "number of inputs on which the written network is run beside the float one (default 16, "
+        "0: none)",
+        "--verify",
+        type=_count,
+        metavar="N",
+    )
+    table: Optional[Path] = option(
+        None, "write the scales of all blobs as .csv or .parquet", "--table", type=Path
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceOptions(QuantizeOptions):
+    """Options of `quantization_cmd`: the same, with the defaults of TNN's tool."""
+
+    blob_method: str = option(
+        "minmax",
+        f"how the range of blobs is chosen: {_listing(solvers.blob_solvers())} (default 0)",
+        "-b",
+        "--blob_method",
+        "--blob-method",
+        type=_choice(_BLOB_METHODS),
+        metavar="METHOD",
+    )
+    weight_method: str = option(
+        "minmax",
+        f"how weights are quantized: {_listing(solvers.weight_solvers())} (default 0)",
+        "-w",
+        "--weight_method",
+        "--weight-method",
+        type=_choice(_WEIGHT_METHODS),
+        metavar="METHOD",
+    )
+    merge_type: str = option(
+        "channel",
+        "0|channel: a scale per channel for weights and blobs; 1|mix: for weights only; "
+        "2|tensor: for neither (default 0)",
+        "-t",
+        "--merge_type",
+        "--merge-type",
+        type=_choice(_MERGE_TYPES),
+        metavar="TYPE",
+    )
+
+
+@dataclass(frozen=True)
+class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
+    """Options of `quantjit verify`."""
+
+    quantized_proto: Optional[Path] = option(
+        None, "the .tnnproto of the int8 network (required)", "--quantized-proto", type=Path
+    )
+    quantized_model: Optional[Path] = option(
+        None,
+        "its .tnnmodel (default: the proto's name)",
+        "--quantized-model",
+        type=Path,
+    )
+
+
+@dataclass(frozen=True)
+class InspectOptions(ModelOptions):
+    """Options of `quantjit inspect`."""
+
+    merge_type: str = option(
+        "mix",
+        "as for quantize: 0|channel, 1|mix, 2|tensor (default mix)",
+        "-t",
+        "--merge_type",
+        "--merge-type",
+        type=_choice(_MERGE_TYPES),
+        metavar="TYPE",
+    )
+    nodes_table: Optional[Path] = option(
+        None, "write the table as .csv or .parquet", "--nodes-table", type=Path, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `quantjit demo`."""
+
+    output: str = option(
+        "demo",
+        "writes OUTPUT_quantized.tnnproto and OUTPUT_quantized.tnnmodel (default demo)",
+        "-o",
+        "--output",
+    )
+    jobs: Optional[int] = option(
+        None, "threads (default: all cores)", "-j", "--jobs", type=_positive, metavar="N"
+    )
+
+
+def required(options: ModelOptions, *names: str) -> Optional[str]:
+    """Return the flag of the first of these options that was not given, None if all were."""
+    for item in fields(options):
+        if item.name in names and getattr(options, item.name) is None:
+            flags: list[str] = item.metadata["args"]
+            return "/".join(flags[:2])
+    return None

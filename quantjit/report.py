@@ -1,0 +1,294 @@
+"""What a person reads: tables of nodes and the printed summary, with a verdict and a remedy.
+
+Frames are polars; the terminal text is rich.  Nothing here computes a result.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from quantjit.graph import Graph
+from quantjit.metrics import Comparison, NodeError
+from quantjit.ops import Shape
+from quantjit.pipeline import Inspection, Quantization
+from quantjit.quantizer import Settings
+
+GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
+"""dB at the outputs: above the first int8 is hard to tell from float, below the second it shows."""
+
+_HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
+_FEW_IMAGES = 50  # what TNN's own documentation asks for at least
+
+
+def node_frame(comparison: Comparison) -> pl.DataFrame:
+    """One row a node: name, op, int8, macs, sqnr, cosine, largest error, lost dB, why float."""
+    rows = comparison.nodes
+    return pl.DataFrame(
+        {
+            "node": [row.name for row in rows],
+            "op": [row.op for row in rows],
+            "int8": [row.is_int8 for row in rows],
+            "macs": [row.macs for row in rows],
+            "blob": [row.error.blob for row in rows],
+            "sqnr_db": [row.error.sqnr for row in rows],
+            "cosine": [row.error.cosine for row in rows],
+            "largest_error": [row.error.largest for row in rows],
+            "lost_db": [row.lost for row in rows],
+            "why_float": [row.why_float for row in rows],
+        }
+    )
+
+
+def inspection_frame(inspection: Inspection) -> pl.DataFrame:
+    """One row a node: name, op, shapes, macs, parameters, int8 or why not."""
+    rows = inspection.nodes
+    return pl.DataFrame(
+        {
+            "node": [row.name for row in rows],
+            "op": [row.op for row in rows],
+            "output": [row.output for row in rows],
+            "shape": ["x".join(map(str, row.shape)) for row in rows],
+            "macs": [row.macs for row in rows],
+            "parameters": [row.parameters for row in rows],
+            "int8": [not row.why_float for row in rows],
+            "why_float": [row.why_float for row in rows],
+        }
+    )
+
+
+def size(count: float, unit: str = "B") -> str:
+    """Return a count with a decimal prefix, e.g. 1.2 MB."""
+    for prefix in ("", "k", "M"):
+        if count < 1000:
+            return f"{count:.{0 if not prefix else 1}f} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.1f} G{unit}"
+
+
+def shapes_text(shapes: Mapping[str, Shape]) -> str:
+    """Return e.g. ``data 1x3x227x227``."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """Print the table of nodes and its sums."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, justify in (
+        ("node", "left"),
+        ("op", "left"),
+        ("output", "left"),
+        ("MACs", "right"),
+        ("params", "right"),
+        ("runs in", "left"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in inspection.nodes:
+        table.add_row(
+            escape(row.name),
+            row.op,
+            "x".join(map(str, row.shape)),
+            size(row.macs, ""),
+            size(row.parameters, ""),
+            "int8" if not row.why_float else f"float: {escape(row.why_float)}",
+        )
+    console.print(table)
+    total = sum(row.macs for row in inspection.nodes)
+    in_int8 = sum(row.macs for row in inspection.nodes if not row.why_float)
+    count = sum(not row.why_float for row in inspection.nodes)
+    console.print(
+        f"\ninput {shapes_text(inspection.inputs)}; outputs {', '.join(inspection.outputs)}\n"
+        f"{len(inspection.nodes)} nodes, {size(total, 'MAC')}, "
+        f"{size(sum(row.parameters for row in inspection.nodes), 'parameters')}; "
+        f"{'already quantized; ' if inspection.is_quantized else ''}"
+        f"{count} nodes and {_percent(in_int8, total)} of the MACs "
+        f"{'run' if inspection.is_quantized else 'would run'} in int8\n"
+        f"blobs: {size(inspection.arena_bytes)} in reused buffers "
+        f"instead of {size(inspection.blob_bytes)}",
+        highlight=False,
+    )
+
+
+def print_quantization(console: Console, result: Quantization, settings: Settings) -> None:
+    """Print what was done, how good it is, the worst nodes and what to try."""
+    calibration, table = result.calibration, result.table
+    per_second = calibration.images / max(calibration.seconds, 1e-9)
+    rows = [
+        ("settings", str(settings)),
+        (
+            "calibrated",
+            f"{calibration.images} inputs in {calibration.seconds:.1f} s ({per_second:.1f}/s), "
+            f"{len(table.scales)} blobs",
+        ),
+        ("int8", _coverage(result.graph, table.float_nodes)),
+    ]
+    if table.dead:
+        channels = sum(table.dead.values())
+        rows.append(
+            ("dead", f"{channels} channels of {len(table.dead)} blobs never left 0 (kept harmless)")
+        )
+    rows += [
+        ("left out", f"{item.values} NaN/Inf values of blob {item.blob!r} with {item.file}")
+        for item in calibration.nonfinite[:3]
+    ]
+    if result.skipped:
+        rows.append(
+            ("skipped", f"{len(result.skipped)} unreadable: {'; '.join(result.skipped[:3])}")
+        )
+    rows.append(("written", "  ".join(map(str, result.paths))))
+    rows.append(
+        (
+            "size",
+            f"{size(result.source_bytes)} -> {size(result.target_bytes)} "
+            f"({result.source_bytes / max(result.target_bytes, 1):.1f}x smaller)",
+        )
+    )
+    _print_rows(console, rows)
+    if result.comparison is not None:
+        print_comparison(console, result.comparison)
+        advice = remedies(result.comparison, settings, calibration.images)
+        if not settings.blob_solver.symmetric or not settings.weight_solver.symmetric:
+            advice.append(
+                "zero points are honoured by TNN's naive CPU device only; its x86 kernels ignore "
+                "them: verify on the device"
+            )
+        _print_advice(console, advice)
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print the verdict and the five worst nodes."""
+    rows = [("verified", f"on {comparison.images} inputs: {verdict(comparison)}")]
+    if comparison.float_top1 is not None and comparison.int8_top1 is not None:
+        rows.append(
+            (
+                "top-1",
+                f"float {comparison.float_top1:.2%}, int8 {comparison.int8_top1:.2%} "
+                f"({100 * (comparison.int8_top1 - comparison.float_top1):+.2f} points)",
+            )
+        )
+    if len(comparison.outputs) > 1:
+        each = ", ".join(f"{out.blob} {out.sqnr:.1f} dB" for out in comparison.outputs)
+        rows.append(("outputs", each))
+    _print_rows(console, rows)
+    worst = comparison.worst()
+    if not worst:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("worst nodes", overflow="fold")
+    table.add_column("op")
+    for column in ("lost dB", "SQNR dB", "cosine", "largest error"):
+        table.add_column(column, justify="right")
+    for node in worst:
+        table.add_row(
+            escape(node.name),
+            node.op,
+            f"{node.lost:.1f}",
+            f"{node.error.sqnr:.1f}",
+            f"{node.error.cosine:.5f}",
+            f"{node.error.largest:.4g}",
+        )
+    console.print()
+    console.print(table)
+
+
+def verdict(comparison: Comparison) -> str:
+    """Return SQNR, agreement and what they mean, in words."""
+    if comparison.sqnr >= GOOD_SQNR:
+        word = "close to float"
+    elif comparison.sqnr >= FAIR_SQNR:
+        word = "usable, check it on your own metric"
+    else:
+        word = "poor: do not ship it"
+    agreement = comparison.agreement
+    same = "" if agreement is None else f", top-1 agreement {agreement:.1%}"
+    return f"SQNR {comparison.sqnr:.1f} dB{same}: {word}"
+
+
+def remedies(comparison: Comparison, settings: Settings, images: int) -> list[str]:
+    """Return what to try, the most promising first; empty when there is nothing to mend."""
+    advice: list[str] = []
+    worst = comparison.worst(3)
+    if comparison.sqnr < GOOD_SQNR:
+        if settings.merge == "tensor":
+            advice.append("give weights a scale per channel: -t 1")
+        elif settings.merge == "mix":
+            advice.append("give blobs a scale per channel too: -t 0")
+        if settings.blob_method in {"kl", "aciq-gauss", "aciq-laplace"}:
+            advice.append(f"{settings.blob_method} clips a lot here: try -b mse or -b minmax")
+        if settings.compat:
+            advice.append("leave out --compat tnn")
+        heavy = [node for node in worst if node.lost > _HEAVY_LOSS and node.error.sqnr < GOOD_SQNR]
+        if heavy:
+            names = ",".join(node.name for node in heavy)
+            advice.append(f"keep the worst layers in float: --float-layers {names}")
+    if comparison.float_top1 is not None and comparison.float_top1 < _suspicious(comparison):
+        advice.append(
+            "the float network itself is hardly right: check -n, -s, -r, --resize and the labels"
+        )
+    if images < _FEW_IMAGES:
+        advice.append(f"calibrate on more inputs: {images} are few, 50 to 500 are usual")
+    return advice
+
+
+def _suspicious(comparison: Comparison) -> float:
+    """Top-1 under which the preprocessing is doubted rather than the quantization."""
+    return 0.1 if comparison.images >= _FEW_IMAGES else 0.0
+
+
+def _coverage(graph: Graph, float_nodes: Mapping[str, str]) -> str:
+    """Return how many nodes run in int8, and why the others do not."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in float_nodes.items():
+        reasons.setdefault(reason, []).append(name)
+    text = f"{len(graph.nodes) - len(float_nodes)} of {len(graph.nodes)} nodes"
+    for reason, names in reasons.items():
+        text += f"; float: {_shorten(names)} ({reason})"
+    return text
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "0%"
+
+
+def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True, width=10)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(label, escape(text))
+    console.print(grid, highlight=False)
+
+
+def _print_advice(console: Console, advice: Sequence[str]) -> None:
+    if advice:
+        console.print("\n[bold]what to try[/bold]")
+        for line in advice:
+            console.print(f"  - {escape(line)}", highlight=False)
+
+
+def save_nodes(comparison: Comparison, path: Path) -> None:
+    """Write `node_frame` as .csv or .parquet."""
+    from quantjit.table import save_frame
+
+    save_frame(node_frame(comparison), path)
+
+
+__all__ = [
+    "NodeError",
+    "inspection_frame",
+    "node_frame",
+    "print_comparison",
+    "print_inspection",
+    "print_quantization",
+    "remedies",
+    "save_nodes",
+    "verdict",
+]

@@ -1,0 +1,38 @@
+"""MSE: the threshold, or the step of weights, with the least squared error."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantjit.kernels.divergence import search_squared_error_into
+from quantjit.kernels.weights import least_squares_weights_into
+from quantjit.quant import QuantParams
+from quantjit.solvers import BlobSolver, WeightCodes, WeightSolver
+from quantjit.stats import BlobStats
+
+
+def solve(stats: BlobStats) -> QuantParams:
+    """Return the step that minimizes rounding plus clipping error over the histogram.
+
+    Values are taken at the centre of their bin; a grid of thresholds to 1/1024 of absmax.
+    """
+    width = stats.bin_width
+    live = width > 0
+    in_bins = np.zeros(stats.channels)
+    np.divide(stats.absmax, width, out=in_bins, where=live)
+    threshold = np.zeros(stats.channels)
+    search_squared_error_into(stats.counts, in_bins, 127, threshold)
+    return QuantParams(np.where(live, threshold * width, 0) / 127)
+
+
+def quantize(weights: NDArray[np.float32], compat: bool) -> WeightCodes:
+    """Quantize each row with the step of least squared error; TNN has no such method."""
+    del compat
+    made = WeightCodes.empty(weights)
+    least_squares_weights_into(weights, made.codes, made.scale)
+    return made
+
+
+SOLVERS = (
+    BlobSolver("mse", None, "least squared error", True, solve),
+    WeightSolver("mse", None, "least squared error", True, quantize),
+)
