@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 USAGE_EXIT, GATE_EXIT, INTERRUPTED_EXIT = 2, 5, 130
 
+_SECONDS_A_LINE = 5.0  # of progress, where stderr is no terminal
+
 _HELP = f"""\
 quantjit {__version__}: post-training int8 quantization of convolutional networks
 
@@ -270,8 +272,9 @@ class Progress:
         self._quiet = quiet
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        self._started: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._stage = ""
+        self._said = 0.0
 
     def __enter__(self) -> "Progress":
         if not self._quiet and sys.stderr.isatty():
@@ -308,8 +311,10 @@ class Progress:
             self._bar.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
-        started = self._started.setdefault(stage, now)
-        if done == total or now - self._said.get(stage, started) >= 5:
-            self._said[stage] = now
-            rate = f", {done / (now - started):.1f}/s" if now > started else ""
-            print(f"{stage} {done}/{total}{rate}", file=sys.stderr)
+        if stage != self._stage:
+            self._stage = stage
+            self._started, self._said = (self._said or self._started), now
+        if done == total or now - self._said >= _SECONDS_A_LINE:
+            self._said = now
+            rate = done / max(now - self._started, 1e-9)
+            print(f"{stage} {done}/{total}, {rate:.1f}/s", file=sys.stderr, flush=True)

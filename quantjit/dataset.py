@@ -322,7 +322,8 @@ def _bad_line(data: bytes) -> str:
             except (ValueError, UnicodeDecodeError):
                 bad = True
             if bad:
-                return f"line {number}: expected a number, found {word[:20].decode('ascii', 'replace')!r}"
+                found = word[:20].decode("ascii", "replace")
+                return f"line {number}: expected a number, found {found!r}"
     raise AssertionError("called for a text without a bad line")
 
 
@@ -344,9 +345,10 @@ def load_image(file: Path | bytes, shape: Shape, preprocess: Preprocess) -> NDAr
 
 
 def decode(file: Path | bytes, channels: int) -> NDArray[np.uint8]:
-    """Decode an image as uint8 (h, w, channels): RGB, RGB + alpha, or luminance as stb_image has it."""
+    """Decode an image as uint8 (h, w, channels): RGB, RGB and alpha, or stb_image's luminance."""
     label = file if isinstance(file, Path) else Path("image in memory")
     try:
+        reader: Any  # the pillow plugin, whose `read` also takes a mode
         with iio.imopen(file, "r", plugin="pillow") as reader:
             mode = str(reader.metadata(index=0, exclude_applied=False)["mode"])
             height, width = reader.properties(index=0).shape[:2]

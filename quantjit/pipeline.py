@@ -136,6 +136,14 @@ def read(path: Path, weights: Path | None = None) -> Graph:
     return _one_at_a_time(formats.load(path, weights))
 
 
+def load(path: str | Path, weights: str | Path | None = None) -> Graph:
+    """Read a network for the steps below: batch 1, activations fused into their convolutions.
+
+    path: the .tnnproto; weights: its .tnnmodel, by default the same name.
+    """
+    return fuse_activation(read(Path(path), None if weights is None else Path(weights)))
+
+
 def _one_at_a_time(graph: Graph) -> Graph:
     return graph.with_input_shapes(
         {blob.name: (1, *blob.shape[1:]) for blob in graph.inputs if len(blob.shape) > 1}

@@ -6,13 +6,14 @@ its int8 weights.  Rounding is half away from zero, as in TNN's ``float2int8``
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def _readonly(values: object, dtype: type[np.generic]) -> NDArray[np.generic]:
-    array = np.array(values, dtype=dtype, ndmin=1)
+def _readonly(values: object, dtype: type[np.generic]) -> NDArray[Any]:
+    array: NDArray[Any] = np.array(values, dtype=dtype, ndmin=1)
     array.setflags(write=False)
     return array
 
@@ -42,7 +43,7 @@ class QuantParams:
     zero_point: NDArray[np.int8]
 
     def __init__(self, scale: object, zero_point: object = 0) -> None:
-        steps = _readonly(scale, np.float32)
+        steps: NDArray[np.float32] = _readonly(scale, np.float32)
         zeros = np.broadcast_to(np.asarray(zero_point, dtype=np.int8), steps.shape)
         if steps.ndim != 1 or not np.isfinite(steps).all() or (steps < 0).any():
             raise ValueError(f"scale must be a finite vector >= 0, got {scale!r}")

@@ -195,7 +195,7 @@ class BlobStats:
 
     def _make_room(self, counts: NDArray[np.int64]) -> None:
         if self.counts.dtype == np.uint32 and int(counts.max()) >= _UINT32_END:
-            self.counts = self.counts.astype(np.int64)  # type: ignore[assignment]
+            self.counts = self.counts.astype(np.int64)
 
     def _widen_to(self, exponents: NDArray[np.int64]) -> None:
         for channel in range(self.channels):
@@ -206,7 +206,7 @@ class BlobStats:
         self._exponents = exponents.copy()
 
     def _counts_at(self, exponents: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """Counts at wider bins."""
+        """Return the counts at wider bins."""
         copy = BlobStats(self.channels, self.bins)
         copy.counts, copy._exponents = self.counts.copy(), self._exponents.copy()
         copy._widen_to(exponents)

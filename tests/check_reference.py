@@ -105,7 +105,8 @@ def int8_mismatches(model, methods, count=16):
                 seen[blob.replace("/", "_")] = array.ravel().copy()
 
         Executor(lower(graph)).run({graph.inputs[0].name: inputs[0]}, keep)
-        seen["_input"] = seen.get(graph.inputs[0].name)
+        name = graph.inputs[0].name
+        seen[f"_{name}"] = seen.get(name)
         for blob in golden.files:
             if blob not in seen or seen[blob] is None:
                 raise AssertionError(f"{model} {methods}: our network has no int8 blob {blob}")

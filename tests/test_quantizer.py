@@ -5,6 +5,7 @@ from dataclasses import replace
 import models
 import numpy as np
 import pytest
+
 from quantjit import quantizer
 from quantjit.errors import CalibrationError, UnsupportedError
 from quantjit.executor import Executor, infer_shapes
@@ -90,7 +91,9 @@ def test_every_combination_of_methods_runs(blob_method, weight_method, merge):
 
 
 @pytest.mark.jit
-@pytest.mark.parametrize("blob_method", ["minmax", "kl", "asymmetric", "aciq-gauss", "aciq-laplace"])
+@pytest.mark.parametrize(
+    "blob_method", ["minmax", "kl", "asymmetric", "aciq-gauss", "aciq-laplace"]
+)
 @pytest.mark.parametrize("weight_method", ["minmax", "admm", "asymmetric"])
 @pytest.mark.parametrize("merge", MERGES)
 def test_every_combination_of_the_reference_runs(blob_method, weight_method, merge):

@@ -22,12 +22,14 @@ class Format:
 
     suffixes: of its files, the structure first, then the weights where they are another file.
     read(paths) -> Graph; write(graph, paths) -> None, atomically; `paths` in the order of suffixes.
+    read_structure(path) -> Graph without weights, for formats that keep these in another file.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[tuple[Path, ...]], Graph]
     write: Callable[[Graph, tuple[Path, ...]], None] | None
+    read_structure: Callable[[Path], Graph] | None = None
 
 
 @cache
@@ -68,6 +70,16 @@ def load(path: str | Path, weights: str | Path | None = None) -> Graph:
     path = Path(path)
     item = _of(path)
     return item.read(_paths(item, path, None if weights is None else Path(weights)))
+
+
+def load_structure(path: str | Path) -> Graph:
+    """Read the structure of a network whose weights are in another file that may be missing.
+
+    Raises FormatError or UnsupportedError as `load` does.
+    """
+    path = Path(path)
+    item = _of(path)
+    return item.read_structure(path) if item.read_structure else item.read((path,))
 
 
 def save(graph: Graph, path: str | Path, weights: str | Path | None = None) -> tuple[Path, ...]:

@@ -342,4 +342,4 @@ def _arrays(node: Node) -> Arrays:
     return arrays
 
 
-FORMAT = Format("tnn", (".tnnproto", ".tnnmodel"), read, write)
+FORMAT = Format("tnn", (".tnnproto", ".tnnmodel"), read, write, read_structure)

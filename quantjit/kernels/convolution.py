@@ -255,10 +255,11 @@ def finish_int8_into(
 ) -> None:
     """Requantize one tile as TNN's naive device does, add and activation fused.
 
-    sums: int32 (channels, at least width); bias: int32, factor: float32 (weight scale / output scale),
-    zero_point: int8 (of the output), six: int8 (code of 6.0), all (channels,); addend: int8
-    (channels, p) or empty, with its scale / output scale and zero point; out: int8 (channels, p),
-    written from `start` to start + width.  ReLU6 is compared in codes and written at once: neither zero point nor a later add reach it.
+    sums: int32 (channels, at least width); bias: int32; factor: float32, weight scale / output
+    scale; zero_point: int8, of the output; six: int8, the code of 6.0; all (channels,).  addend:
+    int8 (channels, p) or empty, with its scale / output scale and zero point.  out: int8 (channels,
+    p), written from `start` to start + width.  ReLU6 is compared in codes and written at once:
+    neither zero point nor a later add reach it.
     """
     for c in range(sums.shape[0]):
         row, line = out[c, start : start + width], sums[c]

@@ -1,4 +1,4 @@
-"""Search for the clipping threshold of a histogram: Kullback-Leibler divergence and squared error."""
+"""Search for the clipping threshold of a histogram: KL divergence and squared error."""
 
 import math
 
@@ -31,7 +31,7 @@ def _divergence(
     whole = mass[mass.size - 1]
     kept = mass[bins_kept]
     if kept == 0:
-        return np.inf
+        return math.inf
     clipped = whole - kept
     total = 0.0
     level = 0.0  # of Q in the run of the last bin
@@ -52,12 +52,13 @@ def _divergence(
         total += clipped * math.log(_EMPTY * kept)
     if with_tail > 0:
         plain += with_tail * math.log(with_tail)
-    return (plain - total) / whole - math.log(whole) + math.log(kept)
+    divergence: float = (plain - total) / whole - math.log(whole) + math.log(kept)
+    return divergence
 
 
 @kernel
 def _search_divergence(counts: NDArray[np.uint32]) -> int:
-    """Return how many bins to keep, the first of equals; all that are used if there is no choice."""
+    """Return how many bins to keep, the first of equals; all in use if there is no choice."""
     bins = counts.size
     used = 0
     mass = np.zeros(bins + 1, np.float64)
@@ -87,7 +88,7 @@ def _search_divergence(counts: NDArray[np.uint32]) -> int:
 
 @parallel_kernel
 def search_divergence_into(counts: NDArray[np.uint32], out: NDArray[np.int64]) -> None:
-    """Write for each channel the number of bins to keep; counts (channels, bins), out (channels,)."""
+    """Write the number of bins to keep; counts (channels, bins), out int64 (channels,)."""
     for c in prange(out.size):
         out[c] = _search_divergence(counts[c])
 
@@ -171,7 +172,7 @@ def _search_reference(counts: NDArray[np.float32]) -> int:
         for target in range(TARGETS):
             start = np.float32(target) * width
             end = start + width
-            left, right = int(math.ceil(start)), int(math.floor(end))
+            left, right = math.ceil(start), math.floor(end)
             left_share = np.float32(left) - start
             right_share = end - np.float32(right)
             mass, filled = zero, zero

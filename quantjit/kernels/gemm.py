@@ -2,8 +2,11 @@
 
 ``out[m, p] += weight[m, k] * columns[k, p]`` for k ascending: each output element is a sequential
 sum over k whatever the tile, the batch or the number of threads.  The innermost loop runs along p,
-where LLVM vectorizes it; eight k at a time keep the accumulator in registers, and blocks of k keep
-the columns in the first-level cache.
+where LLVM vectorizes it; two rows share four columns, so that a multiply-add costs less than one
+load, and blocks of k keep the columns in the nearest caches while all rows pass over them.
+
+A product with a vector (a map of one pixel, an inner product) swaps the roles: the vector is the
+``weight`` and the transposed weights are the ``columns``.
 """
 
 import numpy as np
@@ -11,7 +14,6 @@ from numpy.typing import NDArray
 
 from quantjit.kernels import kernel
 
-_UNROLL = 8
 _BLOCK = 32  # rows of columns: 32 x 256 float32 are 32 kB
 
 
@@ -28,31 +30,43 @@ def multiply_float_into(
     weight: float32 (m, k); columns: float32 (k, at least width); out: float32 (m, p); all
     C-contiguous, which slices would not be: the compiler must know that rows are.
     """
-    depth = weight.shape[1]
+    rows, depth = weight.shape
     for start in range(0, depth, _BLOCK):
         stop = min(start + _BLOCK, depth)
-        whole = start + (stop - start) // _UNROLL * _UNROLL
-        for m in range(weight.shape[0]):
-            row = out[m, start_p : start_p + width]
-            for k in range(start, whole, _UNROLL):
-                w0, w1, w2, w3 = weight[m, k], weight[m, k + 1], weight[m, k + 2], weight[m, k + 3]
-                w4, w5, w6 = weight[m, k + 4], weight[m, k + 5], weight[m, k + 6]
-                w7 = weight[m, k + 7]
+        whole = start + (stop - start) // 4 * 4
+        for m in range(0, rows - 1, 2):
+            row, next_row = out[m, start_p : start_p + width], out[m + 1, start_p : start_p + width]
+            for k in range(start, whole, 4):
+                a0, a1, a2, a3 = weight[m, k], weight[m, k + 1], weight[m, k + 2], weight[m, k + 3]
+                b0, b1 = weight[m + 1, k], weight[m + 1, k + 1]
+                b2, b3 = weight[m + 1, k + 2], weight[m + 1, k + 3]
                 for p in range(width):
-                    total = row[p]
-                    total += w0 * columns[k, p]
-                    total += w1 * columns[k + 1, p]
-                    total += w2 * columns[k + 2, p]
-                    total += w3 * columns[k + 3, p]
-                    total += w4 * columns[k + 4, p]
-                    total += w5 * columns[k + 5, p]
-                    total += w6 * columns[k + 6, p]
-                    total += w7 * columns[k + 7, p]
-                    row[p] = total
-            for k in range(whole, stop):
-                w0 = weight[m, k]
+                    c0, c1 = columns[k, p], columns[k + 1, p]
+                    c2, c3 = columns[k + 2, p], columns[k + 3, p]
+                    row[p] = (((row[p] + a0 * c0) + a1 * c1) + a2 * c2) + a3 * c3
+                    next_row[p] = (((next_row[p] + b0 * c0) + b1 * c1) + b2 * c2) + b3 * c3
+        if rows % 2 == 1:
+            row = out[rows - 1, start_p : start_p + width]
+            for k in range(start, whole, 4):
+                a0, a1 = weight[rows - 1, k], weight[rows - 1, k + 1]
+                a2, a3 = weight[rows - 1, k + 2], weight[rows - 1, k + 3]
                 for p in range(width):
-                    row[p] += w0 * columns[k, p]
+                    total = (row[p] + a0 * columns[k, p]) + a1 * columns[k + 1, p]
+                    row[p] = (total + a2 * columns[k + 2, p]) + a3 * columns[k + 3, p]
+        for k in range(whole, stop):
+            for m in range(rows):
+                row, a0 = out[m, start_p : start_p + width], weight[m, k]
+                for p in range(width):
+                    row[p] += a0 * columns[k, p]
+
+
+@kernel
+def add_product(total: np.int32, left: np.int32, right: np.int16) -> np.int32:
+    """Return total + left * right; the caller knows that it fits.
+
+    The casts back to int32 keep the loops out of scalar 64-bit multiplies.
+    """
+    return np.int32(int(total) + int(np.int32(int(left) * int(right))))
 
 
 @kernel
@@ -61,54 +75,39 @@ def multiply_int_into(
 ) -> None:
     """Add weight @ columns[:, :width] to out[:, :width], exactly.
 
-    weight: int32 (m, k) in [-255, 255]; columns: int16 (k, at least width) in [-255, 255]; out:
-    int32 (m, at least width).  No sum of up to 2**31 / 255**2 = 33,000 products can overflow; k must be below that.
+    weight: int32 (m, k) and columns: int16 (k, at least width), both in [-255, 255]; out: int32
+    (m, at least width).  The caller has checked that no sum leaves int32.
     """
-    depth = weight.shape[1]
+    rows, depth = weight.shape
     for start in range(0, depth, _BLOCK):
         stop = min(start + _BLOCK, depth)
         whole = start + (stop - start) // 4 * 4
-        for m in range(weight.shape[0]):
-            row = out[m, :width]
+        for m in range(0, rows - 1, 2):
+            row, next_row = out[m, :width], out[m + 1, :width]
             for k in range(start, whole, 4):
-                w0, w1, w2, w3 = weight[m, k], weight[m, k + 1], weight[m, k + 2], weight[m, k + 3]
+                a0, a1, a2, a3 = weight[m, k], weight[m, k + 1], weight[m, k + 2], weight[m, k + 3]
+                b0, b1 = weight[m + 1, k], weight[m + 1, k + 1]
+                b2, b3 = weight[m + 1, k + 2], weight[m + 1, k + 3]
                 for p in range(width):
-                    # The casts back to int32 keep the loop out of scalar 64-bit multiplies.
-                    total = np.int32(int(w0) * int(columns[k, p]))
-                    total = np.int32(int(total) + np.int32(int(w1) * int(columns[k + 1, p])))
-                    total = np.int32(int(total) + np.int32(int(w2) * int(columns[k + 2, p])))
-                    total = np.int32(int(total) + np.int32(int(w3) * int(columns[k + 3, p])))
-                    row[p] = np.int32(int(row[p]) + int(total))
-            for k in range(whole, stop):
-                w0 = weight[m, k]
+                    c0, c1 = columns[k, p], columns[k + 1, p]
+                    c2, c3 = columns[k + 2, p], columns[k + 3, p]
+                    total = add_product(add_product(row[p], a0, c0), a1, c1)
+                    row[p] = add_product(add_product(total, a2, c2), a3, c3)
+                    total = add_product(add_product(next_row[p], b0, c0), b1, c1)
+                    next_row[p] = add_product(add_product(total, b2, c2), b3, c3)
+        if rows % 2 == 1:
+            row = out[rows - 1, :width]
+            for k in range(start, whole, 4):
+                a0, a1 = weight[rows - 1, k], weight[rows - 1, k + 1]
+                a2, a3 = weight[rows - 1, k + 2], weight[rows - 1, k + 3]
                 for p in range(width):
-                    row[p] = np.int32(int(row[p]) + np.int32(int(w0) * int(columns[k, p])))
-
-
-@kernel
-def multiply_rows_float_into(
-    x: NDArray[np.float32], transposed: NDArray[np.float32], out: NDArray[np.float32]
-) -> None:
-    """Add x @ transposed to out, vectorized along the columns of `transposed`.
-
-    x: float32 (n, k); transposed: float32 (k, m); out: float32 (n, m).
-    """
-    for n in range(x.shape[0]):
-        row = out[n]
-        for k in range(x.shape[1]):
-            value = x[n, k]
-            for m in range(row.size):
-                row[m] += value * transposed[k, m]
-
-
-@kernel
-def multiply_rows_int_into(
-    x: NDArray[np.int16], transposed: NDArray[np.int16], out: NDArray[np.int32]
-) -> None:
-    """Add x @ transposed to out, exactly; x: int16 (n, k); transposed: int16 (k, m); out: int32."""
-    for n in range(x.shape[0]):
-        row = out[n]
-        for k in range(x.shape[1]):
-            value = x[n, k]
-            for m in range(row.size):
-                row[m] = np.int32(int(row[m]) + np.int32(int(value) * int(transposed[k, m])))
+                    total = add_product(
+                        add_product(row[p], a0, columns[k, p]), a1, columns[k + 1, p]
+                    )
+                    total = add_product(total, a2, columns[k + 2, p])
+                    row[p] = add_product(total, a3, columns[k + 3, p])
+        for k in range(whole, stop):
+            for m in range(rows):
+                row, a0 = out[m, :width], weight[m, k]
+                for p in range(width):
+                    row[p] = add_product(row[p], a0, columns[k, p])

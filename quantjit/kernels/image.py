@@ -1,7 +1,7 @@
 """Images to tensors: resampling as in stb_image_resize, and (pixel - bias) * scale.
 
-A filter is given as a table: ``first`` int64 (out,), the source index of the first tap, and ``taps``
-float32 (out, count), which sum to 1.  Indices outside the image are clamped to its edge.
+A filter is given as a table: ``first`` int64 (out,), the source index of the first tap, and
+``taps`` float32 (out, count), which sum to 1.  Indices outside the image are clamped to its edge.
 """
 
 import numpy as np

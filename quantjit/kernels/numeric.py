@@ -15,6 +15,7 @@ _HIGHEST = np.float32(127)
 
 @kernel
 def round_to_int8(value: np.float32) -> np.int8:
-    """Round a float32 half away from zero and saturate to [-128, 127]."""
+    """Round a float32 half away from zero and saturate to [-128, 127]; NaN gives 127, as in TNN."""
     shifted = value + _HALF if value >= 0 else value - _HALF
-    return np.int8(min(max(shifted, _LOWEST), _HIGHEST))
+    below = shifted if shifted < _HIGHEST else _HIGHEST
+    return np.int8(below if below > _LOWEST else _LOWEST)

@@ -16,10 +16,17 @@ _REFERENCE_STEPS = 1000
 
 
 @kernel
+def _round_away(value: np.float32) -> np.float32:
+    """Round half away from zero, as float32, without clamping."""
+    if value >= 0:
+        return np.float32(np.floor(value + _HALF))
+    return np.float32(np.ceil(value - _HALF))
+
+
+@kernel
 def _round(value: np.float32) -> np.float32:
     """Round half away from zero and clamp to [-127, 127], as float32."""
-    shifted = np.floor(value + _HALF) if value >= 0 else np.ceil(value - _HALF)
-    return min(max(shifted, -_CODES), _CODES)
+    return min(max(_round_away(value), -_CODES), _CODES)
 
 
 @kernel
@@ -95,7 +102,7 @@ def absmax_weights_reference_into(
 def admm_weights_into(
     weights: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> None:
-    """Alternate from absmax / (127 * 1.25) to the fixed point; absmax / 127 where that is better."""
+    """Alternate from absmax / (127 * 1.25) to the fixed point, or absmax / 127 if better."""
     for r in prange(scale.size):
         largest = _absmax(weights[r])
         if largest == 0:
@@ -181,9 +188,3 @@ def asymmetric_weights_into(
         for i in range(weights.shape[1]):
             value = _round_away(weights[r, i] * inverse) + zero
             codes[r, i] = np.int8(min(max(value, -_CODES), _CODES))
-
-
-@kernel
-def _round_away(value: np.float32) -> np.float32:
-    """Round half away from zero, as float32, without clamping."""
-    return np.floor(value + _HALF) if value >= 0 else np.ceil(value - _HALF)

@@ -93,7 +93,7 @@ def _pads(node: Node, shape: Shape) -> tuple[int, int, int, int]:
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Pads before and after for an output of ceil(size / stride); the odd one goes after."""
+    """Return pads for an output of ceil(size / stride); the odd pixel goes after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
@@ -139,7 +139,7 @@ def _deconvolution_size(
 
 
 def _deconvolution_pads(node: Node, inputs: Shape, outputs: Shape) -> tuple[int, int]:
-    """Pads at the top and the left."""
+    """Return the pads at the top and the left."""
     attrs: ConvolutionAttrs = node.attrs
     if attrs.pad_mode in {"explicit", "output"}:
         return attrs.pads[0], attrs.pads[2]
@@ -337,13 +337,21 @@ def _prepare_int8(request: Request) -> Runner:
     if _is_depthwise(attrs) and attrs.fusion == "none":
         filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)
         plane = np.empty(out_shape[2:], np.int32)
-        flat = [array.reshape(-1) for array in (input_zero, bias, factor, zero_point, six)]
 
         def run_depthwise(inputs: Arrays, outputs: Arrays) -> None:
             kernels.convolve_depthwise_int8_into(
-                inputs[0], flat[0], filters, flat[1], geometry, flat[2], flat[3], flat[4],
-                activation, plane, outputs[0],
-            )  # fmt: skip
+                inputs[0],
+                input_zero.reshape(-1),
+                filters,
+                bias.reshape(-1),
+                geometry,
+                factor.reshape(-1),
+                zero_point.reshape(-1),
+                six.reshape(-1),
+                activation,
+                plane,
+                outputs[0],
+            )
 
         return run_depthwise
     n = in_shape[0]
@@ -387,7 +395,8 @@ def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:
     """Code of 6.0: half away from zero, saturated; 127 for a dead channel."""
     steps = np.full(scale.shape, np.float32(127))
     np.divide(np.float32(6), scale, out=steps, where=scale > 0)
-    return np.minimum(steps + np.float32(0.5), np.float32(127)).astype(np.int8)
+    codes: NDArray[np.int8] = np.minimum(steps + np.float32(0.5), 127).astype(np.int8)
+    return codes
 
 
 OPS = (

@@ -67,13 +67,14 @@ def _rows(request: Request) -> tuple[int, int]:
 
 def _prepare_float(request: Request) -> Runner:
     rows, depth = _rows(request)
-    transposed = np.ascontiguousarray(_checked(request.node, depth).T, np.float32)
+    transposed = np.array(_checked(request.node, depth).T, np.float32, order="C")
     bias = _bias(request.node, np.float32)
+    count = request.node.attrs.out_features
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         out = outputs[0].reshape(rows, -1)
         out[:] = 0
-        gemm.multiply_rows_float_into(inputs[0].reshape(rows, depth), transposed, out)
+        gemm.multiply_float_into(inputs[0].reshape(rows, depth), transposed, 0, count, out)
         out += bias
 
     return run
@@ -94,14 +95,15 @@ def _prepare_int8(request: Request) -> Runner:
     bias = _bias(node, np.int32)
     factor = spread(requantization_factor(quant.weight_scale, target.scale), count, 1)[0]
     zero_point = spread(target.zero_point, count, 1)[0]
-    input_zero = np.int16(source.zero_point[0])
+    input_zero = np.int32(source.zero_point[0])
+    x = np.empty((rows, depth), np.int32)
     sums = np.empty((rows, count), np.int32)
     nothing, no_factor = np.zeros((1, 1), np.int8), np.zeros(1, np.float32)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         sums[:] = 0
-        x = inputs[0].reshape(rows, depth).astype(np.int16) - input_zero
-        gemm.multiply_rows_int_into(x, transposed, sums)
+        np.subtract(inputs[0].reshape(rows, depth), input_zero, out=x, dtype=np.int32)
+        gemm.multiply_int_into(x, transposed, count, sums)
         out = outputs[0].reshape(rows, count)
         for row in range(rows):
             convolution.finish_int8_into(

@@ -50,25 +50,32 @@ def _required(attrs: MatMulAttrs) -> tuple[str, ...]:
     return ("weight",) if attrs.constant_index >= 0 else ()
 
 
+def _matrix_numbers(shape: Shape, out_shape: Shape) -> list[int]:
+    """Which matrix of an operand each matrix of the result reads, after broadcasting."""
+    leading = shape[:-2]
+    numbers = np.arange(math.prod(leading)).reshape(leading)
+    return [int(number) for number in np.broadcast_to(numbers, out_shape[:-2]).flat]
+
+
 def _prepare_float(request: Request) -> Runner:
     node = request.node
     left_shape, right_shape = _operands(node, request.input_shapes)
-    leading = request.output_shapes[0][:-2]
+    out_shape = request.output_shapes[0]
     index = node.attrs.constant_index
-    constant = np.asarray(node.weights["weight"], np.float32) if index >= 0 else None
+    constant = np.array(node.weights["weight"], np.float32, order="C") if index >= 0 else None
+    lefts = _matrix_numbers(left_shape, out_shape)
+    rights = _matrix_numbers(right_shape, out_shape)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         operands = list(inputs)
         if constant is not None:
             operands.insert(index, constant)
-        left = np.broadcast_to(operands[0], (*leading, *left_shape[-2:]))
-        right = np.broadcast_to(operands[1], (*leading, *right_shape[-2:]))
-        for place in np.ndindex(leading):
-            out = outputs[0][place]
-            out[:] = 0
-            gemm.multiply_rows_float_into(
-                np.ascontiguousarray(left[place]), np.ascontiguousarray(right[place]), out
-            )
+        left = operands[0].reshape(-1, *left_shape[-2:])
+        right = operands[1].reshape(-1, *right_shape[-2:])
+        out = outputs[0].reshape(-1, *out_shape[-2:])
+        out[:] = 0
+        for product, a, b in zip(out, lefts, rights, strict=True):
+            gemm.multiply_float_into(left[a], right[b], 0, out_shape[-1], product)
 
     return run
 

@@ -55,8 +55,8 @@ class WeightCodes:
 class WeightSolver:
     """Decides scales and codes of weights.
 
-    quantize(weights float32 (rows, columns), compat) -> WeightCodes, one scale per row; a per-tensor
-    scale is asked for by passing one row.  compat: reproduce TNN's tool to the bit.
+    quantize(weights float32 (rows, columns), compat) -> WeightCodes, one scale a row; a scale for
+    the whole tensor is asked for by passing one row.  compat: reproduce TNN's tool to the bit.
     """
 
     name: str

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+
 from quantjit import __version__, cli, formats
 
 pytestmark = pytest.mark.jit
@@ -155,11 +156,12 @@ FAULTS = {
     "no such model": (lambda r, a: [*without(a, "-p"), "-p", "no.tnnproto"], 3, "no.tnnproto"),
     "swapped": (
         lambda r, a: [
-            *without(a, "-p", "-m"), "-p", r / "net.tnnmodel", "-m", r / "net.tnnproto",
+            *without(a, "-p", "-m"),
+            *("-p", r / "net.tnnmodel", "-m", r / "net.tnnproto"),
         ],
         3,
         "swapped",
-    ),  # fmt: skip
+    ),
     "no input folder": (lambda r, a: [*without(a, "-i"), "-i", "nowhere"], 4, "nowhere"),
     "no flag -i": (lambda r, a: without(a, "-i"), 2, "-i/--input_path is required"),
     "unknown method": (lambda r, a: [*a, "-b", "9"], 2, "0|minmax"),
