@@ -6,11 +6,14 @@ device (``NaiveConv``), so that float results agree to the bit where it multipli
 dilation_w, output_h, output_w.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel
-from quantjit.kernels.gemm import multiply_float_into, multiply_int_into
+from quantjit.kernels.elementwise import LARGEST_EXPONENT
+from quantjit.kernels.gemm import add_product, multiply_float_into, multiply_int_into
 from quantjit.kernels.numeric import round_to_int8
 
 TILE = 256
@@ -22,7 +25,17 @@ NONE, RELU, RELU6, SWISH = range(4)
 NO_ADD, ADD_THEN_ACTIVATION, ACTIVATION_THEN_ADD = range(3)
 """Where a fused int8 add stands."""
 
-_ZERO, _ONE, _SIX = np.float32(0), np.float32(1), np.float32(6)
+_ZERO, _ONE, _SIX, _INFINITY = np.float32(0), np.float32(1), np.float32(6), np.float32(np.inf)
+
+
+@kernel
+def inner_range(at: int, stride: int, count: int, size: int) -> tuple[int, int]:
+    """Return (first, last): at + q * stride lies in [0, size) for q in range(first, last) only.
+
+    0 <= first <= last <= count.
+    """
+    first = min(max(0, -(at // stride)), count)
+    return first, max(first, min(count, (size - 1 - at) // stride + 1))
 
 
 @kernel
@@ -53,14 +66,21 @@ def gather_float_into(
                     count = min(output_w - ow, pixels - p)
                     ih = oh * stride_h - pad_top + i * dilation_h
                     iw = ow * stride_w - pad_left + j * dilation_w
+                    first, last = inner_range(iw, stride_w, count, width)
                     if ih < 0 or ih >= height:
-                        row[p : p + count] = 0
-                    elif stride_w == 1 and iw >= 0 and iw + count <= width:
-                        row[p : p + count] = image[c, ih, iw : iw + count]
-                    else:
-                        for q in range(count):
-                            x = iw + q * stride_w
-                            row[p + q] = image[c, ih, x] if 0 <= x < width else _ZERO
+                        first, last = count, count
+                    for q in range(p, p + first):
+                        row[q] = _ZERO
+                    if first < last:
+                        line, target = image[c, ih, iw + first * stride_w :], row[p + first :]
+                        if stride_w == 1:
+                            for q in range(last - first):
+                                target[q] = line[q]
+                        else:
+                            for q in range(last - first):
+                                target[q] = line[q * stride_w]
+                    for q in range(p + last, p + count):
+                        row[q] = _ZERO
                     p += count
 
 
@@ -93,18 +113,29 @@ def gather_int_into(
                     count = min(output_w - ow, pixels - p)
                     ih = oh * stride_h - pad_top + i * dilation_h
                     iw = ow * stride_w - pad_left + j * dilation_w
+                    first, last = inner_range(iw, stride_w, count, width)
                     if ih < 0 or ih >= height:
-                        row[p : p + count] = 0
-                    elif stride_w == 1 and iw >= 0 and iw + count <= width:
-                        line = image[c, ih, iw : iw + count]
-                        for q in range(count):
-                            row[p + q] = np.int16(int(line[q]) - zero)
-                    else:
-                        for q in range(count):
-                            x = iw + q * stride_w
-                            inside = 0 <= x < width
-                            row[p + q] = np.int16(int(image[c, ih, x]) - zero if inside else 0)
+                        first, last = count, count
+                    for q in range(p, p + first):
+                        row[q] = 0
+                    if first < last:
+                        line, target = image[c, ih, iw + first * stride_w :], row[p + first :]
+                        if stride_w == 1:
+                            for q in range(last - first):
+                                target[q] = np.int16(int(line[q]) - zero)
+                        else:
+                            for q in range(last - first):
+                                target[q] = np.int16(int(line[q * stride_w]) - zero)
+                    for q in range(p + last, p + count):
+                        row[q] = 0
                     p += count
+
+
+@kernel
+def decay(value: np.float32) -> np.float32:
+    """Return exp(-value), rounded once as in the elementwise activations, or infinity."""
+    exponent = -float(value)
+    return np.float32(math.exp(exponent)) if exponent < LARGEST_EXPONENT else _INFINITY
 
 
 @kernel
@@ -126,7 +157,7 @@ def finish_float_into(
         elif activation == SWISH:
             for p in range(row.size):
                 value = row[p] + shift
-                row[p] = value / (_ONE + np.exp(-value))
+                row[p] = value * (_ONE / (_ONE + decay(value)))
         else:
             for p in range(row.size):
                 row[p] += shift
@@ -155,8 +186,61 @@ def convolve_float_into(
                 gather_float_into(x[n, g], geometry, start, width, columns)
                 for c in range(out.shape[2]):
                     out[n, g, c, start : start + width] = 0
-                multiply_float_into(weight[g], columns, start, width, out[n, g])
+                multiply_float_into(weight[g], columns, 0, start, width, out[n, g])
                 finish_float_into(out[n, g], start, width, bias[g], activation)
+
+
+@kernel
+def convolve_pointwise_float_into(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    activation: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Convolve 1 x 1 with stride 1 and no pads, where the input is its own columns.
+
+    x: float32 (n, group, channels, pixels); weight: (group, out_channels, channels); bias: (group,
+    out_channels); out: (n, group, out_channels, pixels).
+    """
+    pixels = out.shape[3]
+    for n in range(x.shape[0]):
+        for g in range(x.shape[1]):
+            for start in range(0, pixels, TILE):
+                width = min(TILE, pixels - start)
+                for c in range(out.shape[2]):
+                    out[n, g, c, start : start + width] = 0
+                multiply_float_into(weight[g], x[n, g], start, start, width, out[n, g])
+                finish_float_into(out[n, g], start, width, bias[g], activation)
+
+
+@kernel
+def convolve_few_float_into(
+    x: NDArray[np.float32],
+    transposed: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    geometry: NDArray[np.int64],
+    activation: int,
+    columns: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Convolve into a map of few pixels: the same sums, vectorized along the output channels.
+
+    x, bias, out as in `convolve_float_into`; transposed: (group, kernel_h * kernel_w * channels,
+    out_channels); scratch: columns (kernel_h * kernel_w * channels, pixels), rows its transpose,
+    sums (pixels, out_channels).
+    """
+    pixels = out.shape[3]
+    for n in range(x.shape[0]):
+        for g in range(x.shape[1]):
+            gather_float_into(x[n, g], geometry, 0, pixels, columns)
+            rows[:, :] = columns.T
+            sums[:, :] = 0
+            multiply_float_into(rows, transposed[g], 0, 0, sums.shape[1], sums)
+            out[n, g, :, :] = sums.T
+            finish_float_into(out[n, g], 0, pixels, bias[g], activation)
 
 
 @kernel
@@ -182,19 +266,18 @@ def convolve_depthwise_float_into(
             for i in range(kernel_h):
                 for j in range(kernel_w):
                     tap, shift = weight[c, i, j], j * dilation_w - pad_left
-                    first = max(0, -(shift // stride_w))  # the first column inside the input
-                    last = min(output_w, (width - 1 - shift) // stride_w + 1)
+                    first, last = inner_range(shift, stride_w, output_w, width)
                     for oh in range(output_h):
                         ih = oh * stride_h - pad_top + i * dilation_h
-                        if ih < 0 or ih >= height:
+                        if ih < 0 or ih >= height or first == last:
                             continue
-                        row, line = plane[oh], x[n, c, ih]
+                        row, line = plane[oh, first:last], x[n, c, ih, first * stride_w + shift :]
                         if stride_w == 1:
-                            for ow in range(first, last):
-                                row[ow] += tap * line[ow + shift]
+                            for q in range(row.size):
+                                row[q] += tap * line[q]
                         else:
-                            for ow in range(first, last):
-                                row[ow] += tap * line[ow * stride_w + shift]
+                            for q in range(row.size):
+                                row[q] += tap * line[q * stride_w]
             size = output_h * output_w
             finish_float_into(plane.reshape(1, size), 0, size, bias[c : c + 1], activation)
 
@@ -225,14 +308,15 @@ def deconvolve_float_into(
                     for i in range(kernel_h):
                         for j in range(kernel_w):
                             tap, shift = weight[g, c, o, i, j], j * dilation_w - pad_left
+                            first, last = inner_range(shift, stride_w, width, output_w)
                             for ih in range(height):
                                 oh = ih * stride_h - pad_top + i * dilation_h
-                                if oh < 0 or oh >= output_h:
+                                if oh < 0 or oh >= output_h or first == last:
                                     continue
-                                for iw in range(width):
-                                    ow = iw * stride_w + shift
-                                    if 0 <= ow < output_w:
-                                        plane[oh, ow] += tap * x[n, g, c, ih, iw]
+                                line = x[n, g, c, ih, first:last]
+                                row = plane[oh, first * stride_w + shift :]
+                                for q in range(line.size):
+                                    row[q * stride_w] += tap * line[q]
                 size = output_h * output_w
                 finish_float_into(plane.reshape(1, size), 0, size, bias[g, o : o + 1], activation)
 
@@ -334,6 +418,58 @@ def convolve_int8_into(
 
 
 @kernel
+def convolve_few_int8_into(
+    x: NDArray[np.int8],
+    input_zero: NDArray[np.int16],
+    transposed: NDArray[np.int16],
+    bias: NDArray[np.int32],
+    geometry: NDArray[np.int64],
+    factor: NDArray[np.float32],
+    zero_point: NDArray[np.int8],
+    six: NDArray[np.int8],
+    activation: int,
+    fusion: int,
+    addend: NDArray[np.int8],
+    add_factor: NDArray[np.float32],
+    add_zero: NDArray[np.int8],
+    columns: NDArray[np.int16],
+    rows: NDArray[np.int32],
+    row_sums: NDArray[np.int32],
+    sums: NDArray[np.int32],
+    out: NDArray[np.int8],
+) -> None:
+    """Convolve into a map of few pixels, vectorized along the output channels.
+
+    Arguments as in `convolve_int8_into`, but transposed: int16 (group, kernel_h * kernel_w *
+    channels, out_channels), and scratch: columns (kernel_h * kernel_w * channels, pixels), rows its
+    transpose, row_sums (pixels, out_channels), sums its transpose.
+    """
+    pixels = out.shape[3]
+    for n in range(x.shape[0]):
+        for g in range(x.shape[1]):
+            gather_int_into(x[n, g], input_zero[g], geometry, 0, pixels, columns)
+            rows[:, :] = columns.T
+            row_sums[:, :] = 0
+            multiply_int_into(rows, transposed[g], row_sums.shape[1], row_sums)
+            sums[:, :] = row_sums.T
+            finish_int8_into(
+                sums,
+                0,
+                pixels,
+                bias[g],
+                factor[g],
+                zero_point[g],
+                six[g],
+                activation,
+                fusion,
+                addend[n, g] if fusion != NO_ADD else addend[0, 0],
+                add_factor[g],
+                add_zero[g],
+                out[n, g],
+            )
+
+
+@kernel
 def convolve_depthwise_int8_into(
     x: NDArray[np.int8],
     input_zero: NDArray[np.int16],
@@ -363,22 +499,21 @@ def convolve_depthwise_int8_into(
             zero = int(input_zero[c])
             for i in range(kernel_h):
                 for j in range(kernel_w):
-                    tap, shift = int(weight[c, i, j]), j * dilation_w - pad_left
-                    first = max(0, -(shift // stride_w))
-                    last = min(output_w, (width - 1 - shift) // stride_w + 1)
+                    tap, shift = weight[c, i, j], j * dilation_w - pad_left
+                    first, last = inner_range(shift, stride_w, output_w, width)
                     for oh in range(output_h):
                         ih = oh * stride_h - pad_top + i * dilation_h
-                        if ih < 0 or ih >= height:
+                        if ih < 0 or ih >= height or first == last:
                             continue
-                        row, line = sums[oh], x[n, c, ih]
+                        row, line = sums[oh, first:last], x[n, c, ih, first * stride_w + shift :]
                         if stride_w == 1:
-                            for ow in range(first, last):
-                                product = np.int32(tap * (int(line[ow + shift]) - zero))
-                                row[ow] = np.int32(int(row[ow]) + product)
+                            for q in range(row.size):
+                                code = np.int16(int(line[q]) - zero)
+                                row[q] = add_product(row[q], tap, code)
                         else:
-                            for ow in range(first, last):
-                                product = np.int32(tap * (int(line[ow * stride_w + shift]) - zero))
-                                row[ow] = np.int32(int(row[ow]) + product)
+                            for q in range(row.size):
+                                code = np.int16(int(line[q * stride_w]) - zero)
+                                row[q] = add_product(row[q], tap, code)
             finish_int8_into(
                 sums.reshape(1, size),
                 0,

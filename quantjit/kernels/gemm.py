@@ -21,13 +21,14 @@ _BLOCK = 32  # rows of columns: 32 x 256 float32 are 32 kB
 def multiply_float_into(
     weight: NDArray[np.float32],
     columns: NDArray[np.float32],
+    first: int,
     start_p: int,
     width: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Add weight @ columns[:, :width] to out[:, start_p : start_p + width].
+    """Add weight @ columns[:, first : first + width] to out[:, start_p : start_p + width].
 
-    weight: float32 (m, k); columns: float32 (k, at least width); out: float32 (m, p); all
+    weight: float32 (m, k); columns: float32 (k, at least first + width); out: float32 (m, p); all
     C-contiguous, which slices would not be: the compiler must know that rows are.
     """
     rows, depth = weight.shape
@@ -40,9 +41,10 @@ def multiply_float_into(
                 a0, a1, a2, a3 = weight[m, k], weight[m, k + 1], weight[m, k + 2], weight[m, k + 3]
                 b0, b1 = weight[m + 1, k], weight[m + 1, k + 1]
                 b2, b3 = weight[m + 1, k + 2], weight[m + 1, k + 3]
+                column0, column1 = columns[k, first:], columns[k + 1, first:]
+                column2, column3 = columns[k + 2, first:], columns[k + 3, first:]
                 for p in range(width):
-                    c0, c1 = columns[k, p], columns[k + 1, p]
-                    c2, c3 = columns[k + 2, p], columns[k + 3, p]
+                    c0, c1, c2, c3 = column0[p], column1[p], column2[p], column3[p]
                     row[p] = (((row[p] + a0 * c0) + a1 * c1) + a2 * c2) + a3 * c3
                     next_row[p] = (((next_row[p] + b0 * c0) + b1 * c1) + b2 * c2) + b3 * c3
         if rows % 2 == 1:
@@ -50,14 +52,17 @@ def multiply_float_into(
             for k in range(start, whole, 4):
                 a0, a1 = weight[rows - 1, k], weight[rows - 1, k + 1]
                 a2, a3 = weight[rows - 1, k + 2], weight[rows - 1, k + 3]
+                column0, column1 = columns[k, first:], columns[k + 1, first:]
+                column2, column3 = columns[k + 2, first:], columns[k + 3, first:]
                 for p in range(width):
-                    total = (row[p] + a0 * columns[k, p]) + a1 * columns[k + 1, p]
-                    row[p] = (total + a2 * columns[k + 2, p]) + a3 * columns[k + 3, p]
+                    total = (row[p] + a0 * column0[p]) + a1 * column1[p]
+                    row[p] = (total + a2 * column2[p]) + a3 * column3[p]
         for k in range(whole, stop):
+            column0 = columns[k, first:]
             for m in range(rows):
                 row, a0 = out[m, start_p : start_p + width], weight[m, k]
                 for p in range(width):
-                    row[p] += a0 * columns[k, p]
+                    row[p] += a0 * column0[p]
 
 
 @kernel

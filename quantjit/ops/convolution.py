@@ -26,8 +26,8 @@ _FUSIONS = {
     "add_activation": kernels.ADD_THEN_ACTIVATION,
     "activation_add": kernels.ACTIVATION_THEN_ADD,
 }
-_MAX_DEPTH = 2**31 // 255**2
-"""Products of two 9-bit numbers that an int32 holds."""
+_FEW = 16
+"""Fewer output pixels than this do not fill a vector: the output channels do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,11 @@ def _check_input(node: Node, shape: Shape) -> None:
     if shape[1] != attrs.in_channels:
         raise GraphError(_place(node), f"needs {attrs.in_channels} channels, got {shape[1]}")
     positive = (attrs.group, attrs.kernel_h, attrs.kernel_w, attrs.stride_h, attrs.stride_w)
-    if min(*positive, attrs.dilation_h, attrs.dilation_w, attrs.in_channels) < 1:
-        raise GraphError(_place(node), "group, kernel, stride and dilation must be positive")
+    positive += (attrs.dilation_h, attrs.dilation_w, attrs.in_channels, attrs.out_channels)
+    if min(positive) < 1:
+        raise GraphError(
+            _place(node), "group, channels, kernel, stride and dilation must be positive"
+        )
     if attrs.in_channels % attrs.group or attrs.out_channels % attrs.group:
         raise GraphError(
             _place(node),
@@ -121,46 +124,50 @@ def _infer_convolution(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]
     return (out,)
 
 
-def _deconvolution_size(
+def _deconvolution_span(
     node: Node, size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int]
-) -> int:
-    """One output dimension; TNN's pad types -1, 0 and 3, 1, 2."""
+) -> tuple[int, int]:
+    """Return (output size, pad before) of one dimension; TNN's pad types -1, 0, 1, 2, 3.
+
+    Two faults of TNN are not followed: "same" and "valid" with a kernel below its stride derive a
+    negative pad there, with which its naive device reads before the filter's start.
+    """
     mode = node.attrs.pad_mode
     reach = (kernel - 1) * dilation + 1
+    spread_out = (size - 1) * stride + reach  # all that the taps touch
     if mode == "explicit":
-        return (size - 1) * stride - sum(pads) + reach
-    if mode == "same":
-        return size * stride
-    if mode == "output":
-        return (size - 1) * stride - sum(pads) + reach + stride - 1
+        return spread_out - sum(pads), pads[0]
     if mode == "valid":
-        return (size - 1) * stride + reach
-    raise GraphError(_place(node), f"pad mode {mode!r} of a deconvolution is not supported")
+        return size * stride + max(reach - stride, 0), 0
+    if mode == "full":
+        return spread_out - 2 * (reach - 1), reach - 1
+    if mode not in {"same", "output"}:
+        raise GraphError(_place(node), f"pad mode {mode!r} is unknown")
+    total = max(spread_out - size * stride, 0)
+    # The odd pixel goes to the end, with an output padding (ONNX's) to the start.
+    return size * stride, total // 2 if mode == "same" else total - total // 2
 
 
-def _deconvolution_pads(node: Node, inputs: Shape, outputs: Shape) -> tuple[int, int]:
-    """Return the pads at the top and the left."""
+def _deconvolution_spans(node: Node, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
     attrs: ConvolutionAttrs = node.attrs
-    if attrs.pad_mode in {"explicit", "output"}:
-        return attrs.pads[0], attrs.pads[2]
-    if attrs.pad_mode == "valid":
-        return 0, 0
-    reach_h = (inputs[2] - 1) * attrs.stride_h + (attrs.kernel_h - 1) * attrs.dilation_h + 1
-    reach_w = (inputs[3] - 1) * attrs.stride_w + (attrs.kernel_w - 1) * attrs.dilation_w + 1
-    return max(reach_h - outputs[2], 0) // 2, max(reach_w - outputs[3], 0) // 2
+    top, bottom, left, right = attrs.pads
+    return (
+        _deconvolution_span(
+            node, shape[2], attrs.kernel_h, attrs.stride_h, attrs.dilation_h, (top, bottom)
+        ),
+        _deconvolution_span(
+            node, shape[3], attrs.kernel_w, attrs.stride_w, attrs.dilation_w, (left, right)
+        ),
+    )
 
 
 def _infer_deconvolution(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]:
     attrs: ConvolutionAttrs = node.attrs
     shape = inputs[0]
     _check_input(node, shape)
-    top, bottom, left, right = attrs.pads
-    height = _deconvolution_size(
-        node, shape[2], attrs.kernel_h, attrs.stride_h, attrs.dilation_h, (top, bottom)
-    )
-    width = _deconvolution_size(
-        node, shape[3], attrs.kernel_w, attrs.stride_w, attrs.dilation_w, (left, right)
-    )
+    if len(inputs) != 1:
+        raise GraphError(_place(node), f"cannot work on inputs of shapes {list(inputs)}")
+    (height, _), (width, _) = _deconvolution_spans(node, shape)
     if height < 1 or width < 1:
         raise GraphError(_place(node), f"nothing is left of an input {shape} after its pads")
     return ((shape[0], attrs.out_channels, height, width),)
@@ -186,23 +193,30 @@ def weight_shape(node: Node) -> Shape:
     return (outer, inner // attrs.group, attrs.kernel_h, attrs.kernel_w)
 
 
+def checked_weight(node: Node, role: str, shape: Shape) -> Array:
+    """Return ``weights[role]``; GraphError when it is missing or has another shape."""
+    weight = node.weights.get(role)
+    if weight is None or weight.shape != shape:
+        found = "none" if weight is None else str(weight.shape)
+        raise GraphError(_place(node), f"needs a {role} of shape {shape}, got {found}")
+    return weight
+
+
+def checked_bias(node: Node, count: int, dtype: type[np.generic]) -> Array:
+    """Return a copy of the bias, zeros where the node has none."""
+    if not node.attrs.has_bias:
+        return np.zeros(count, dtype)
+    return np.array(checked_weight(node, "bias", (count,)), dtype)
+
+
 def _weight(node: Node) -> Array:
     """Return the weight after checking its shape."""
-    weight = node.weights.get("weight")
-    if weight is None or weight.shape != weight_shape(node):
-        found = "none" if weight is None else str(weight.shape)
-        raise GraphError(_place(node), f"needs a weight of shape {weight_shape(node)}, got {found}")
-    return weight
+    return checked_weight(node, "weight", weight_shape(node))
 
 
 def _bias(node: Node, dtype: type[np.generic]) -> Array:
     attrs: ConvolutionAttrs = node.attrs
-    bias = node.weights.get("bias", np.zeros(attrs.out_channels, dtype))
-    if bias.shape != (attrs.out_channels,):
-        raise GraphError(
-            _place(node), f"needs a bias of {attrs.out_channels} elements, got {bias.shape}"
-        )
-    return np.ascontiguousarray(bias, dtype)
+    return checked_bias(node, attrs.out_channels, dtype)
 
 
 def _geometry(attrs: ConvolutionAttrs, top: int, left: int, outputs: Shape) -> NDArray[np.int64]:
@@ -232,14 +246,18 @@ def _is_depthwise(attrs: ConvolutionAttrs) -> bool:
     return attrs.group == attrs.in_channels == attrs.out_channels
 
 
+def _has_few_pixels(attrs: ConvolutionAttrs, pixels: int) -> bool:
+    return pixels < min(_FEW, attrs.out_channels // attrs.group)
+
+
 def _prepare_float(request: Request) -> Runner:
     node, attrs = request.node, request.node.attrs
     in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
     if attrs.fusion != "none":
         raise GraphError(_place(node), "a fused add is for int8 only")
-    weight = np.ascontiguousarray(_weight(node), np.float32)
+    weight = np.array(_weight(node), np.float32, order="C")
     bias = _bias(node, np.float32)
-    top, _, left, _ = _pads(node, in_shape)
+    top, bottom, left, right = _pads(node, in_shape)
     geometry = _geometry(attrs, top, left, out_shape)
     activation = _ACTIVATIONS[attrs.activation]
     if _is_depthwise(attrs):
@@ -254,9 +272,45 @@ def _prepare_float(request: Request) -> Runner:
     n, group = in_shape[0], attrs.group
     rows = _taps_first(weight).reshape(group, attrs.out_channels // group, -1)
     biases = bias.reshape(group, -1)
-    columns = np.empty((rows.shape[2], kernels.TILE), np.float32)
+    depth, pixels = rows.shape[2], out_shape[2] * out_shape[3]
     grouped_in = (n, group, attrs.in_channels // group, *in_shape[2:])
-    grouped_out = (n, group, attrs.out_channels // group, out_shape[2] * out_shape[3])
+    grouped_out = (n, group, attrs.out_channels // group, pixels)
+    if _has_few_pixels(attrs, pixels):
+        transposed = np.ascontiguousarray(rows.transpose(0, 2, 1))
+        few_columns = np.zeros((depth, pixels), np.float32)
+        few_rows = np.zeros((pixels, depth), np.float32)
+        sums = np.zeros((pixels, rows.shape[1]), np.float32)
+
+        def run_few(inputs: Arrays, outputs: Arrays) -> None:
+            kernels.convolve_few_float_into(
+                inputs[0].reshape(grouped_in),
+                transposed,
+                biases,
+                geometry,
+                activation,
+                few_columns,
+                few_rows,
+                sums,
+                outputs[0].reshape(grouped_out),
+            )
+
+        return run_few
+    if (
+        depth == attrs.in_channels // group
+        and max(attrs.stride_h, attrs.stride_w, 1 + max(map(abs, (top, bottom, left, right)))) == 1
+    ):
+
+        def run_pointwise(inputs: Arrays, outputs: Arrays) -> None:
+            kernels.convolve_pointwise_float_into(
+                inputs[0].reshape(*grouped_in[:3], pixels),
+                rows,
+                biases,
+                activation,
+                outputs[0].reshape(grouped_out),
+            )
+
+        return run_pointwise
+    columns = np.zeros((depth, kernels.TILE), np.float32)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         kernels.convolve_float_into(
@@ -276,10 +330,10 @@ def _prepare_deconvolution(request: Request) -> Runner:
     node, attrs = request.node, request.node.attrs
     in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
     group = attrs.group
-    weight = np.ascontiguousarray(_weight(node), np.float32)
+    weight = np.array(_weight(node), np.float32, order="C")
     filters = weight.reshape(group, attrs.in_channels // group, *weight.shape[1:])
     bias = _bias(node, np.float32).reshape(group, -1)
-    top, left = _deconvolution_pads(node, in_shape, out_shape)
+    (_, top), (_, left) = _deconvolution_spans(node, in_shape)
     geometry = _geometry(attrs, top, left, out_shape)
     activation = _ACTIVATIONS[attrs.activation]
     grouped_in = (in_shape[0], group, attrs.in_channels // group, *in_shape[2:])
@@ -300,7 +354,7 @@ def _prepare_deconvolution(request: Request) -> Runner:
 
 def spread(values: NDArray[np.generic], count: int, group: int) -> Array:
     """Repeat one value for all channels, or keep one each, as (group, count // group)."""
-    return np.ascontiguousarray(np.broadcast_to(values, (count,))).reshape(group, -1)
+    return np.array(np.broadcast_to(values, (count,))).reshape(group, -1)
 
 
 def requantization_factor(
@@ -310,7 +364,20 @@ def requantization_factor(
     live = output_scale >= np.finfo(np.float32).tiny
     shape = np.broadcast_shapes(weight_scale.shape, output_scale.shape)
     quotient = np.zeros(shape, np.float32)
-    return np.divide(weight_scale, output_scale, out=quotient, where=live)
+    with np.errstate(over="ignore"):  # an infinite factor saturates every code, as in TNN
+        return np.divide(weight_scale, output_scale, out=quotient, where=live)
+
+
+def check_sums(node: Node, rows: NDArray[np.int32], input_zero: NDArray[np.int8]) -> None:
+    """Raise GraphError unless every sum of products fits int32, whatever the input.
+
+    rows: int32 (out_channels, taps), zero points subtracted; input_zero: int8 (1,) or (channels,).
+    """
+    zeros = input_zero.astype(np.int64)
+    largest = max(127 - int(zeros.min()), 128 + int(zeros.max()))
+    bound = largest * int(np.abs(rows).sum(axis=1, dtype=np.int64).max())
+    if bound > np.iinfo(np.int32).max:
+        raise GraphError(_place(node), f"sums of {rows.shape[1]} products do not fit int32")
 
 
 def _prepare_int8(request: Request) -> Runner:
@@ -325,8 +392,7 @@ def _prepare_int8(request: Request) -> Runner:
     geometry = _geometry(attrs, top, left, out_shape)
     zeros = spread(quant.weight_zero_point, out_channels, 1).reshape(-1, 1, 1, 1)
     weight = np.ascontiguousarray(_weight(node).astype(np.int32) - zeros)
-    if weight[0].size > _MAX_DEPTH:
-        raise GraphError(_place(node), f"sums of {weight[0].size} products do not fit int32")
+    check_sums(node, weight.reshape(out_channels, -1), source.zero_point)
     bias = _bias(node, np.int32).reshape(group, -1)
     factor = requantization_factor(quant.weight_scale, target.scale)
     factor = spread(factor, out_channels, group)
@@ -356,10 +422,9 @@ def _prepare_int8(request: Request) -> Runner:
         return run_depthwise
     n = in_shape[0]
     rows = _taps_first(weight).reshape(group, out_channels // group, -1)
-    columns = np.empty((rows.shape[2], kernels.TILE), np.int16)
-    sums = np.empty((out_channels // group, kernels.TILE), np.int32)
+    depth, pixels = rows.shape[2], out_shape[2] * out_shape[3]
     grouped_in = (n, group, in_channels // group, *in_shape[2:])
-    grouped_out = (n, group, out_channels // group, out_shape[2] * out_shape[3])
+    grouped_out = (n, group, out_channels // group, pixels)
     add_factor = np.zeros((group, out_channels // group), np.float32)
     add_zero = np.zeros((group, out_channels // group), np.int8)
     nothing = np.zeros((1, 1, 1, 1), np.int8)
@@ -367,6 +432,38 @@ def _prepare_int8(request: Request) -> Runner:
         other = request.input_quant[1]
         add_factor = spread(requantization_factor(other.scale, target.scale), out_channels, group)
         add_zero = spread(other.zero_point, out_channels, group)
+    if _has_few_pixels(attrs, pixels):
+        transposed = np.ascontiguousarray(rows.transpose(0, 2, 1), np.int16)
+        few_columns = np.zeros((depth, pixels), np.int16)
+        few_rows = np.zeros((pixels, depth), np.int32)
+        row_sums = np.zeros((pixels, out_channels // group), np.int32)
+        few_sums = np.zeros((out_channels // group, pixels), np.int32)
+
+        def run_few(inputs: Arrays, outputs: Arrays) -> None:
+            kernels.convolve_few_int8_into(
+                inputs[0].reshape(grouped_in),
+                input_zero,
+                transposed,
+                bias,
+                geometry,
+                factor,
+                zero_point,
+                six,
+                activation,
+                fusion,
+                inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
+                add_factor,
+                add_zero,
+                few_columns,
+                few_rows,
+                row_sums,
+                few_sums,
+                outputs[0].reshape(grouped_out),
+            )
+
+        return run_few
+    columns = np.zeros((depth, kernels.TILE), np.int16)
+    sums = np.zeros((out_channels // group, kernels.TILE), np.int32)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         kernels.convolve_int8_into(
@@ -394,7 +491,8 @@ def _prepare_int8(request: Request) -> Runner:
 def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:
     """Code of 6.0: half away from zero, saturated; 127 for a dead channel."""
     steps = np.full(scale.shape, np.float32(127))
-    np.divide(np.float32(6), scale, out=steps, where=scale > 0)
+    with np.errstate(over="ignore"):
+        np.divide(np.float32(6), scale, out=steps, where=scale > 0)
     codes: NDArray[np.int8] = np.minimum(steps + np.float32(0.5), 127).astype(np.int8)
     return codes
 

@@ -10,7 +10,13 @@ from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 from quantjit.kernels import convolution, gemm
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
-from quantjit.ops.convolution import requantization_factor, spread
+from quantjit.ops.convolution import (
+    check_sums,
+    checked_bias,
+    checked_weight,
+    requantization_factor,
+    spread,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +50,9 @@ def _required(attrs: InnerProductAttrs) -> tuple[str, ...]:
 def _checked(node: Node, depth: int) -> Array:
     """Return the weight as (out_features, depth)."""
     attrs: InnerProductAttrs = node.attrs
-    weight = node.weights.get("weight")
-    expected = (depth, attrs.out_features) if attrs.transpose else (attrs.out_features, depth)
-    if weight is None or weight.shape != expected:
-        found = "none" if weight is None else str(weight.shape)
-        raise GraphError(f"node {node.name!r}", f"needs a weight of shape {expected}, got {found}")
-    return weight.T if attrs.transpose else weight
-
-
-def _bias(node: Node, dtype: type[np.generic]) -> Array:
-    count = node.attrs.out_features
-    bias = node.weights.get("bias", np.zeros(count, dtype))
-    if bias.shape != (count,):
-        raise GraphError(f"node {node.name!r}", f"needs a bias of {count}, got {bias.shape}")
-    return np.ascontiguousarray(bias, dtype)
+    if attrs.transpose:
+        return checked_weight(node, "weight", (depth, attrs.out_features)).T
+    return checked_weight(node, "weight", (attrs.out_features, depth))
 
 
 def _rows(request: Request) -> tuple[int, int]:
@@ -68,13 +63,13 @@ def _rows(request: Request) -> tuple[int, int]:
 def _prepare_float(request: Request) -> Runner:
     rows, depth = _rows(request)
     transposed = np.array(_checked(request.node, depth).T, np.float32, order="C")
-    bias = _bias(request.node, np.float32)
+    bias = checked_bias(request.node, request.node.attrs.out_features, np.float32)
     count = request.node.attrs.out_features
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         out = outputs[0].reshape(rows, -1)
         out[:] = 0
-        gemm.multiply_float_into(inputs[0].reshape(rows, depth), transposed, 0, count, out)
+        gemm.multiply_float_into(inputs[0].reshape(rows, depth), transposed, 0, 0, count, out)
         out += bias
 
     return run
@@ -91,8 +86,9 @@ def _prepare_int8(request: Request) -> Runner:
     count = node.attrs.out_features
     zeros = spread(quant.weight_zero_point, count, 1).reshape(-1, 1)
     weight = _checked(node, depth).astype(np.int16) - zeros.astype(np.int16)
-    transposed = np.ascontiguousarray(weight.T)
-    bias = _bias(node, np.int32)
+    check_sums(node, weight.astype(np.int32), source.zero_point)
+    transposed = np.array(weight.T, order="C")
+    bias = checked_bias(node, count, np.int32)
     factor = spread(requantization_factor(quant.weight_scale, target.scale), count, 1)[0]
     zero_point = spread(target.zero_point, count, 1)[0]
     input_zero = np.int32(source.zero_point[0])

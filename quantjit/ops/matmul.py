@@ -75,7 +75,7 @@ def _prepare_float(request: Request) -> Runner:
         out = outputs[0].reshape(-1, *out_shape[-2:])
         out[:] = 0
         for product, a, b in zip(out, lefts, rights, strict=True):
-            gemm.multiply_float_into(left[a], right[b], 0, out_shape[-1], product)
+            gemm.multiply_float_into(left[a], right[b], 0, 0, out_shape[-1], product)
 
     return run
 
