@@ -119,7 +119,7 @@ def _guarded(run: Callable[[], int]) -> int:
         print(f"quantjit: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("quantjit: interrupted; nothing was written", file=sys.stderr)
+        print("quantjit: interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT
     except SystemExit as stop:  # argparse
         return stop.code if isinstance(stop.code, int) else USAGE_EXIT

@@ -5,7 +5,7 @@ absolute error, over all compared inputs; top-1 agreement where an output is a l
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,17 +168,24 @@ def blob_error(blob: str, sums: NDArray[np.float64]) -> BlobError:
 def combine(
     reference: Graph,
     quantized: Graph,
-    results: Sequence[ImageResult],
+    results: Iterable[ImageResult],
     labels: Sequence[int] | None = None,
     why_float: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Add up the results of all inputs, in their order.
 
-    labels: class index of each row of each input, in the same order.  why_float: node name ->
+    labels: class index of each row of each input, in the same order; read after the results, so
+    that it may be filled while they are made.  why_float: node name ->
     reason, for the table.
     """
     totals: dict[str, NDArray[np.float64]] = {}
+    float_top1: list[int] = []
+    int8_top1: list[int] = []
+    inputs = 0
     for result in results:
+        inputs += 1
+        float_top1 += result.float_top1
+        int8_top1 += result.int8_top1
         for blob, sums in result.sums.items():
             total = totals.setdefault(blob, np.zeros(5, np.float64))
             largest = max(total[compare.LARGEST], sums[compare.LARGEST])
@@ -192,9 +199,7 @@ def combine(
         if (error := errors.get(f"output:{name}"))
     )
     together = sum((totals[f"output:{blob.blob}"] for blob in outputs), np.zeros(5, np.float64))
-    float_top1 = [index for result in results for index in result.float_top1]
-    int8_top1 = [index for result in results for index in result.int8_top1]
-    images = len(float_top1) or len(results)
+    images = len(float_top1) or inputs
     agreement = right_float = right_int8 = None
     if float_top1:
         agreement = _share(float_top1, int8_top1)

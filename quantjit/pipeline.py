@@ -262,10 +262,15 @@ def verify(
         comparer = Comparer(reference, quantized)
         return lambda sample: (sample.file, comparer.run(sample.arrays))
 
-    pairs = list(_each(dataset, make_worker, jobs, on_progress, "verify"))
-    known = None if labels is None else [_label(labels, file) for file, _ in pairs]
-    results = [result for _, result in pairs]
-    return metrics.combine(reference, quantized, results, known, why_float)
+    known: list[int] | None = None if labels is None else []
+
+    def results() -> Iterator[ImageResult]:
+        for file, result in _each(dataset, make_worker, jobs, on_progress, "verify"):
+            if labels is not None and known is not None:
+                known.append(_label(labels, file))
+            yield result
+
+    return metrics.combine(reference, quantized, results(), known, why_float)
 
 
 def _each(

@@ -9,6 +9,7 @@ the original tool's own files, with every int8 blob and output of TNN's naive de
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,12 @@ def compat_differences(model, methods):
         if b.quant is not None and "bias" in b.weights
     ]
     codes, biases = np.concatenate(codes), np.concatenate(biases)
+    with tempfile.TemporaryDirectory() as folder:
+        name = f"{model}.quantized.tnnmodel"
+        _, written = formats.save(ours, Path(folder) / f"{model}.quantized.tnnproto")
+        same = written.read_bytes() == (SHARED / "golden" / model / methods / name).read_bytes()
     return {
+        "same .tnnmodel": same,
         "scales": len(golden),
         "scales off": int((relative > 1e-5).sum()),
         "scales bit-equal": float((mine == golden).mean()),

@@ -146,3 +146,74 @@ def resize_nearest(x, out):
     rows = [h * x.shape[2] // out[0] for h in range(out[0])]
     columns = [w * x.shape[3] // out[1] for w in range(out[1])]
     return x[:, :, rows][:, :, :, columns]
+
+
+def window_products(x, weight, stride, pads, dilation, group):
+    """Convolution by windows and einsum, float64 or int64; pads: top, bottom, left, right."""
+    kind = np.float64 if np.issubdtype(x.dtype, np.floating) else np.int64
+    x, weight = x.astype(kind), weight.astype(kind)
+    x = np.pad(x, ((0, 0), (0, 0), pads[:2], pads[2:]))
+    reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    n, channels, *rest = windows.shape
+    windows = windows.reshape(n, group, channels // group, *rest)
+    weight = weight.reshape(group, -1, *weight.shape[1:])
+    out = np.einsum("ngchwij,gocij->ngohw", windows, weight)
+    return out.reshape(n, -1, *out.shape[3:])
+
+
+def transposed_products(x, weight, stride, pads, dilation, group, out):
+    """Deconvolution as a convolution of the input spread by zeros; pads: top, left; out: size."""
+    n, channels, height, width = x.shape
+    spread = np.zeros((n, channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1))
+    spread[:, :, :: stride[0], :: stride[1]] = x
+    weight = weight.reshape(group, channels // group, *weight.shape[1:])
+    flipped = weight.swapaxes(1, 2)[..., ::-1, ::-1].reshape(
+        -1, channels // group, *weight.shape[3:]
+    )
+    border = [(k - 1) * d for k, d in zip(weight.shape[3:], dilation, strict=True)]
+    whole = window_products(
+        spread, flipped, (1, 1), (border[0],) * 2 + (border[1],) * 2, dilation, group
+    )
+    result = np.zeros((*whole.shape[:2], *out))
+    rows, columns = (np.arange(size) + pad for size, pad in zip(out, pads, strict=True))
+    in_h = (rows >= 0) & (rows < whole.shape[2])
+    in_w = (columns >= 0) & (columns < whole.shape[3])
+    places = np.ix_(in_h, in_w)
+    result[:, :, places[0], places[1]] = whole[:, :, rows[in_h][:, None], columns[in_w]]
+    return result
+
+
+def requantize(
+    sums, weight_scale, out_scale, zero_point=0, activation="none", add=None, after=None
+):
+    """int64 sums to int8 as TNN's naive device, float32 step by step; scales by channel or one.
+
+    add, after: (codes, scale, zero point) of an operand added before or after the activation.
+    """
+    steps = by_channel(np.asarray(out_scale, np.float32), sums.ndim)
+    live = steps >= np.finfo(np.float32).tiny
+
+    def factor(scale):
+        scale = by_channel(np.asarray(scale, np.float32), sums.ndim)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            return np.where(live, scale / steps, np.float32(0))
+
+    def addend(codes, scale, zero):
+        zero = by_channel(np.asarray(zero), sums.ndim).astype(np.float32)
+        return codes.astype(np.float32) * factor(scale) - zero * factor(scale)
+
+    value = sums.astype(np.float32) * factor(weight_scale)
+    if add is not None:
+        value = value + addend(*add)
+    if activation == "relu6":
+        with np.errstate(divide="ignore", over="ignore"):
+            six = to_codes(np.float32(6) / steps, 1)
+        return np.maximum(np.minimum(to_codes(value, 1), six), 0).astype(np.int8)
+    if activation == "relu":
+        value = np.maximum(value, 0)
+    if after is not None:
+        value = value + addend(*after)
+    zero = by_channel(np.asarray(zero_point), sums.ndim).astype(np.float32)
+    return to_codes(value + zero, 1)

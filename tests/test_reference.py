@@ -42,5 +42,7 @@ def test_compat_writes_what_the_original_wrote(model, methods):
     assert found["scales off"] == 0
     assert found["weights equal"] >= 0.999
     assert found["weights max off"] <= 1
-    if not methods.endswith("t2"):  # there the original reads its biases out of bounds
+    if methods[1] in "45":  # a mean or a deviation whose last digit differs
         assert found["biases differing"] <= 0.01 * found["biases"]
+    elif not methods.endswith("t2"):  # there the original reads its biases out of bounds
+        assert found["same .tnnmodel"]

@@ -68,9 +68,9 @@ def _check_input(node: Node, shape: Shape) -> None:
         raise GraphError(_place(node), f"needs an input of 4 dimensions, got {shape}")
     if shape[1] != attrs.in_channels:
         raise GraphError(_place(node), f"needs {attrs.in_channels} channels, got {shape[1]}")
-    positive = (attrs.group, attrs.kernel_h, attrs.kernel_w, attrs.stride_h, attrs.stride_w)
-    positive += (attrs.dilation_h, attrs.dilation_w, attrs.in_channels, attrs.out_channels)
-    if min(positive) < 1:
+    window = (attrs.kernel_h, attrs.kernel_w, attrs.stride_h, attrs.stride_w)
+    dilation = (attrs.dilation_h, attrs.dilation_w)
+    if min(*window, *dilation, attrs.group, attrs.in_channels, attrs.out_channels) < 1:
         raise GraphError(
             _place(node), "group, channels, kernel, stride and dilation must be positive"
         )
@@ -246,6 +246,11 @@ def _is_depthwise(attrs: ConvolutionAttrs) -> bool:
     return attrs.group == attrs.in_channels == attrs.out_channels
 
 
+def _is_pointwise(attrs: ConvolutionAttrs) -> bool:
+    """Whether a 1 x 1 kernel moves by one pixel: without pads the input is its own columns."""
+    return attrs.kernel_h == attrs.kernel_w == attrs.stride_h == attrs.stride_w == 1
+
+
 def _has_few_pixels(attrs: ConvolutionAttrs, pixels: int) -> bool:
     return pixels < min(_FEW, attrs.out_channels // attrs.group)
 
@@ -295,10 +300,7 @@ def _prepare_float(request: Request) -> Runner:
             )
 
         return run_few
-    if (
-        depth == attrs.in_channels // group
-        and max(attrs.stride_h, attrs.stride_w, 1 + max(map(abs, (top, bottom, left, right)))) == 1
-    ):
+    if _is_pointwise(attrs) and (top, bottom, left, right) == (0, 0, 0, 0):
 
         def run_pointwise(inputs: Arrays, outputs: Arrays) -> None:
             kernels.convolve_pointwise_float_into(
