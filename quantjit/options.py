@@ -89,6 +89,45 @@ _MERGE_TYPES = {str(i): name for i, name in enumerate(MERGES)} | {name: name for
 _CHANNEL_ORDERS = {"0": "rgb", "1": "bgr", "rgb": "rgb", "bgr": "bgr"}
 
 
+def _blob_method(default: str) -> Any:
+    methods = _listing(solvers.blob_solvers())
+    return option(
+        default,
+        f"how the range of blobs is chosen: {methods} (default {default})",
+        "-b",
+        "--blob_method",
+        "--blob-method",
+        type=_choice(_BLOB_METHODS),
+        metavar="METHOD",
+    )
+
+
+def _weight_method(default: str) -> Any:
+    methods = _listing(solvers.weight_solvers())
+    return option(
+        default,
+        f"how weights are quantized: {methods} (default {default})",
+        "-w",
+        "--weight_method",
+        "--weight-method",
+        type=_choice(_WEIGHT_METHODS),
+        metavar="METHOD",
+    )
+
+
+def _merge_type(default: str) -> Any:
+    return option(
+        default,
+        "0|channel: a scale per channel for weights and blobs; 1|mix: for weights only; "
+        f"2|tensor: for neither (default {default})",
+        "-t",
+        "--merge_type",
+        "--merge-type",
+        type=_choice(_MERGE_TYPES),
+        metavar="TYPE",
+    )
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which network."""
@@ -207,37 +246,12 @@ class VerifyingOptions:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(VerifyingOptions, InputOptions, ModelOptions):
-    """Options of `quantjit quantize`."""
+class MethodOptions:
+    """How the network is quantized, and under which name it is written."""
 
-    blob_method: str = option(
-        "mse",
-        f"how the range of blobs is chosen: {_listing(solvers.blob_solvers())} (default mse)",
-        "-b",
-        "--blob_method",
-        "--blob-method",
-        type=_choice(_BLOB_METHODS),
-        metavar="METHOD",
-    )
-    weight_method: str = option(
-        "mse",
-        f"how weights are quantized: {_listing(solvers.weight_solvers())} (default mse)",
-        "-w",
-        "--weight_method",
-        "--weight-method",
-        type=_choice(_WEIGHT_METHODS),
-        metavar="METHOD",
-    )
-    merge_type: str = option(
-        "mix",
-        "0|channel: a scale per channel for weights and blobs; 1|mix: for weights only; "
-        "2|tensor: for neither (default mix)",
-        "-t",
-        "--merge_type",
-        "--merge-type",
-        type=_choice(_MERGE_TYPES),
-        metavar="TYPE",
-    )
+    blob_method: str = _blob_method("mse")
+    weight_method: str = _weight_method("mse")
+    merge_type: str = _merge_type("mix")
     output: str = option(
         "model",
         "writes OUTPUT_quantized.tnnproto and OUTPUT_quantized.tnnmodel (default model)",
@@ -258,6 +272,12 @@ class QuantizeOptions(VerifyingOptions, InputOptions, ModelOptions):
         "--compat",
         choices=("none", "tnn"),
     )
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(VerifyingOptions, MethodOptions, InputOptions, ModelOptions):
+    """Options of `quantjit quantize`."""
+
     verify: int = option(
         16,
         "number of inputs on which the written network is run beside the float one (default 16, "
@@ -267,7 +287,11 @@ class QuantizeOptions(VerifyingOptions, InputOptions, ModelOptions):
         metavar="N",
     )
     table: Optional[Path] = option(
-        None, "write the scales of all blobs as .csv or .parquet", "--table", type=Path
+        None,
+        "write the scales of all blobs as .csv or .parquet",
+        "--table",
+        type=Path,
+        metavar="FILE",
     )
 
 
@@ -275,34 +299,9 @@ class QuantizeOptions(VerifyingOptions, InputOptions, ModelOptions):
 class ReferenceOptions(QuantizeOptions):
     """Options of `quantization_cmd`: the same, with the defaults of TNN's tool."""
 
-    blob_method: str = option(
-        "minmax",
-        f"how the range of blobs is chosen: {_listing(solvers.blob_solvers())} (default 0)",
-        "-b",
-        "--blob_method",
-        "--blob-method",
-        type=_choice(_BLOB_METHODS),
-        metavar="METHOD",
-    )
-    weight_method: str = option(
-        "minmax",
-        f"how weights are quantized: {_listing(solvers.weight_solvers())} (default 0)",
-        "-w",
-        "--weight_method",
-        "--weight-method",
-        type=_choice(_WEIGHT_METHODS),
-        metavar="METHOD",
-    )
-    merge_type: str = option(
-        "channel",
-        "0|channel: a scale per channel for weights and blobs; 1|mix: for weights only; "
-        "2|tensor: for neither (default 0)",
-        "-t",
-        "--merge_type",
-        "--merge-type",
-        type=_choice(_MERGE_TYPES),
-        metavar="TYPE",
-    )
+    blob_method: str = _blob_method("minmax")
+    weight_method: str = _weight_method("minmax")
+    merge_type: str = _merge_type("channel")
 
 
 @dataclass(frozen=True)
@@ -324,15 +323,7 @@ class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
 class InspectOptions(ModelOptions):
     """Options of `quantjit inspect`."""
 
-    merge_type: str = option(
-        "mix",
-        "as for quantize: 0|channel, 1|mix, 2|tensor (default mix)",
-        "-t",
-        "--merge_type",
-        "--merge-type",
-        type=_choice(_MERGE_TYPES),
-        metavar="TYPE",
-    )
+    merge_type: str = _merge_type("mix")
     nodes_table: Optional[Path] = option(
         None, "write the table as .csv or .parquet", "--nodes-table", type=Path, metavar="FILE"
     )

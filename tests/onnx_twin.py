@@ -16,7 +16,7 @@ from quantjit.graph import Graph
 
 OPSET = 17
 _END = 2**31 - 1  # a slice to the end
-_ELEMENTWISE = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"}
+_ELEMENTWISE = {"add": "Add", "mul": "Mul"}
 _AUTO_PAD = {"same": "SAME_UPPER", "valid": "VALID"}
 
 
@@ -97,7 +97,11 @@ def _pads_of_windows(node, size, kernel, stride, pads):
 def _pooling(twin, node):
     attrs = node.attrs
     kind = {"max": "Max", "average": "Average"}[attrs.kind]
-    if attrs.adaptive or attrs.count_include_pad or max(attrs.kernel_index_h, 0):
+    if (
+        attrs.adaptive
+        or attrs.count_include_pad
+        or max(attrs.kernel_index_h, attrs.kernel_index_w) >= 0
+    ):
         raise ValueError(f"{node.name}: {attrs}")
     if attrs.kernel_h == attrs.kernel_w == 0:
         twin.add(f"Global{kind}Pool", node.inputs, node.outputs[0])
@@ -202,7 +206,6 @@ _TRANSLATIONS = {
     "reshape": _reshape,
     "concat": _along_axis("Concat"),
     "softmax": _along_axis("Softmax"),
-    "flatten": _along_axis("Flatten"),
     "relu": lambda twin, node: twin.activate(node, "relu", node.inputs[0]),
     "relu6": lambda twin, node: twin.activate(node, "relu6", node.inputs[0]),
     **dict.fromkeys(_ELEMENTWISE, _binary),
