@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 USAGE_EXIT, GATE_EXIT, INTERRUPTED_EXIT = 2, 5, 130
 
+_WIDTH = 120  # of what is printed where stdout is no terminal
 _SECONDS_A_LINE = 5.0  # of progress, where stderr is no terminal
 
 _HELP = f"""\
@@ -262,7 +263,8 @@ def _inputs(given: Any) -> Any:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(soft_wrap=False)
+    width = None if sys.stdout.isatty() else _WIDTH
+    return Console(width=width)
 
 
 class Progress:

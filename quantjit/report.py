@@ -18,9 +18,13 @@ from quantjit.pipeline import Inspection, Quantization
 from quantjit.quantizer import Settings
 
 GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
-"""dB at the outputs: above the first int8 is hard to tell from float, below the second it shows."""
+"""dB at the outputs: above the first int8 is hard to tell from float, below the second it shows.
+
+Where there are enough classified images, the loss of top-1 or the agreement decides instead.
+"""
 
 _HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
+_MANY_IMAGES = 100  # from which a share of images is worth more than SQNR
 _FEW_IMAGES = 50  # what TNN's own documentation asks for at least
 
 
@@ -196,22 +200,29 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 def verdict(comparison: Comparison) -> str:
     """Return SQNR, agreement and what they mean, in words."""
-    if comparison.sqnr >= GOOD_SQNR:
-        word = "close to float"
-    elif comparison.sqnr >= FAIR_SQNR:
-        word = "usable, check it on your own metric"
-    else:
-        word = "poor: do not ship it"
+    words = ("close to float", "usable, check it on your own metric", "poor: do not ship it")
     agreement = comparison.agreement
     same = "" if agreement is None else f", top-1 agreement {agreement:.1%}"
-    return f"SQNR {comparison.sqnr:.1f} dB{same}: {word}"
+    return f"SQNR {comparison.sqnr:.1f} dB{same}: {words[_grade(comparison)]}"
+
+
+def _grade(comparison: Comparison) -> int:
+    """Return 0 good, 1 fair, 2 poor, by what says most: top-1, agreement, else SQNR."""
+    float_top1, int8_top1 = comparison.float_top1, comparison.int8_top1
+    if comparison.images < _MANY_IMAGES or comparison.agreement is None:
+        good, fair, found = GOOD_SQNR, FAIR_SQNR, comparison.sqnr
+    elif float_top1 is not None and int8_top1 is not None:
+        good, fair, found = -0.01, -0.03, int8_top1 - float_top1
+    else:
+        good, fair, found = 0.97, 0.9, comparison.agreement
+    return int(found < good) + int(found < fair)
 
 
 def remedies(comparison: Comparison, settings: Settings, images: int) -> list[str]:
     """Return what to try, the most promising first; empty when there is nothing to mend."""
     advice: list[str] = []
     worst = comparison.worst(3)
-    if comparison.sqnr < GOOD_SQNR:
+    if _grade(comparison):
         if settings.merge == "tensor":
             advice.append("give weights a scale per channel: -t 1")
         elif settings.merge == "mix":

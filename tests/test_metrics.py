@@ -89,14 +89,19 @@ def test_classifying_outputs_are_recognized():
     assert top1(np.array([[[1.0], [3.0]], [[2.0], [2.0]]])) == (1, 0)
 
 
-def _comparison(sqnr, *, lost=10.0, top=None, images=100):
-    node = NodeError("bad", "convolution", True, 10, BlobError("b", sqnr, 0.9, 1.0), lost)
-    return Comparison((node,), (), sqnr, images, 0.5, top, top)
+def _comparison(sqnr, *, agreement=None, top=None, int8_top=None, images=1000):
+    node = NodeError("bad", "convolution", True, 10, BlobError("b", sqnr, 0.9, 1.0), 10.0)
+    return Comparison(
+        (node,), (), sqnr, images, agreement, top, top if int8_top is None else int8_top
+    )
 
 
 def test_remedies_name_options():
     poor = _comparison(8.0)
     assert "poor" in report.verdict(poor)
+    assert "usable" in report.verdict(_comparison(40.0, agreement=0.95))
+    assert "poor" in report.verdict(_comparison(40.0, agreement=0.99, top=0.8, int8_top=0.7))
+    assert "close" in report.verdict(_comparison(40.0, agreement=0.5, images=10))
     assert "usable" in report.verdict(_comparison(20.0))
     assert "close" in report.verdict(_comparison(40.0))
     assert report.remedies(_comparison(40.0), Settings(), 100) == []
@@ -107,7 +112,7 @@ def test_remedies_name_options():
         "--compat": report.remedies(poor, Settings(compat=True), 100),
         "--float-layers bad": report.remedies(poor, Settings(), 100),
         "more inputs": report.remedies(poor, Settings(), 10),
-        "-n, -s, -r": report.remedies(_comparison(40.0, top=0.01), Settings(), 100),
+        "-n, -s, -r": report.remedies(_comparison(40.0, agreement=1.0, top=0.01), Settings(), 100),
     }
     for word, advice in texts.items():
         assert any(word in line for line in advice), word
