@@ -3,6 +3,8 @@
 Imports NumPy only, never quantjit.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -217,3 +219,181 @@ def requantize(
         value = value + addend(*after)
     zero = by_channel(np.asarray(zero_point), sums.ndim).astype(np.float32)
     return to_codes(value + zero, 1)
+
+
+def float64_magnitudes(x):
+    """Non-zero finite magnitudes, float64, flat."""
+    x = np.abs(np.asarray(x, np.float64).ravel())
+    return x[np.isfinite(x) & (x > 0)]
+
+
+def power_of_two_histogram(x, bins):
+    """Counts and width of `bins` power-of-two bins that just hold all non-zero magnitudes."""
+    magnitudes = float64_magnitudes(x)
+    if not magnitudes.size:
+        return np.zeros(bins, np.int64), 0.0
+    _, exponent = np.frexp(magnitudes.max())
+    width = np.ldexp(1.0, int(exponent)) / bins
+    # Scaled by a power of two, which is exact also where the edges would be denormal.
+    return np.histogram(magnitudes / width, bins, (0, bins))[0], width
+
+
+def clipped_divergence(counts, kept, targets=128):
+    """KL divergence of the clipped histogram from its form in `targets` codes, both rebuilt."""
+    counts = np.asarray(counts, np.float64)
+    inside, filled = counts[:kept], counts[:kept] > 0
+    bins, runs = np.arange(kept), np.arange(targets)[:, None] * kept / targets
+    overlaps = np.minimum(bins + 1, runs + kept / targets) - np.maximum(bins, runs)
+    overlaps = np.where(overlaps > 1e-9, overlaps, 0)
+    room = overlaps @ filled
+    levels = np.divide(overlaps @ inside, room, out=np.zeros_like(room), where=room > 0)
+    q = np.where(filled, overlaps.T @ levels, 0)
+    p = inside.copy()
+    p[-1] += counts[kept:].sum()
+    p, q = p / p.sum(), q / q.sum()
+    return float((p[filled] * np.log(p[filled] / q[filled])).sum())
+
+
+def clipped_squared_error(counts, absmax, threshold, codes):
+    """Squared error when the values of a bin lie evenly over it, by Simpson's rule, exactly.
+
+    Bins have width 1, the last one in use ends at absmax.
+    """
+    used = int(np.flatnonzero(counts).max()) + 1
+    ends = np.append(np.arange(1, used), absmax).astype(np.float64)
+    density = np.asarray(counts[:used], np.float64) / (ends - np.arange(used))
+    step = threshold / codes
+    changes = (np.arange(codes) + 0.5) * step
+    places = np.unique(np.concatenate([[0], ends, changes[changes < absmax]]))
+    low, high = places[:-1], places[1:]
+    middle = (low + high) / 2
+    nearest = np.clip(np.floor(middle / step + 0.5), 0, codes) * step
+    simpson = ((low - nearest) ** 2 + 4 * (middle - nearest) ** 2 + (high - nearest) ** 2) / 6
+    return float((density[middle.astype(int)] * (high - low) * simpson).sum())
+
+
+def linear_counts(x, per_unit, bins, start=1e-7):
+    """float32 counts of non-zero magnitudes in float32 bins, each increment rounded: (bins,)."""
+    magnitudes = np.abs(np.asarray(x, np.float32).ravel())
+    places = (magnitudes[magnitudes > 0] * np.float32(per_unit)).astype(np.int64)
+    hits = np.bincount(np.minimum(places, bins - 1), minlength=bins)
+    steps = np.full(hits.max() + 1, 1, np.float32)
+    steps[0] = start
+    return np.cumsum(steps, dtype=np.float32)[hits]
+
+
+def float32_sum(values):
+    """Sum in order, every step rounded to float32."""
+    return np.cumsum(np.asarray(values, np.float32), dtype=np.float32)[-1]
+
+
+def tnn_divergences(counts, targets=128):
+    """TNN's divergence for t = targets ... bins - 1, float32, by matrices of overlaps."""
+    one = np.float32(1)
+    p = counts / float32_sum(counts)
+    tail = float32_sum(np.concatenate([np.zeros(1, np.float32), p[targets:]]))
+    found = []
+    for kept in range(targets, p.size):
+        width = np.float32(kept) / np.float32(targets)
+        spread = np.zeros(p.size + 1, np.float32)
+        for target in range(targets):
+            start = np.float32(target) * width
+            end = start + width
+            left, right = int(np.ceil(start)), int(np.floor(end))
+            places = [*range(left, right)]
+            shares = [one] * len(places)
+            if right < end:
+                places, shares = [right, *places], [end - np.float32(right), *shares]
+            if left > start:
+                places, shares = [left - 1, *places], [np.float32(left) - start, *shares]
+            weights = np.array(shares, np.float32)
+            mass = float32_sum(weights * p[places])
+            filled = float32_sum(weights * (p[places] != 0))
+            level = mass / filled if filled else filled
+            for place, share in zip(places, weights, strict=True):
+                spread[place] += level * share if p[place] != 0 else 0
+        whole = p[:kept].copy()
+        whole[-1] += tail
+        terms = (whole != 0).astype(np.float32)
+        live = (spread[:kept] != 0) & (whole != 0)
+        terms[live] = whole[live] * np.log(whole[live] / spread[:kept][live])
+        found.append(float32_sum(terms))
+        tail -= p[kept]
+    return np.array(found, np.float32)
+
+
+def float32_codes(row, factor):
+    """row * factor, half away from zero in float32, clamped to 127: float32."""
+    y = np.asarray(row, np.float32) * np.float32(factor)
+    return np.clip(np.trunc(y + np.copysign(np.float32(0.5), y)), -127, 127)
+
+
+def tnn_minmax_weights(row):
+    """Codes and step of TNN's min-max, float32."""
+    step = np.abs(row).max() / np.float32(127)
+    return float32_codes(row, 1 / step if step > 0 else 1).astype(np.int8), step
+
+
+def tnn_admm_weights(row, rounds=1000):
+    """Codes and step of TNN's ADMM: all rounds, float32 sums in order."""
+    tiny = np.float32(1e-9)
+    step = np.abs(row).max() / np.float32(127 * 1.25)
+    codes = np.zeros_like(row)
+    for _ in range(rounds):
+        y = row / (step + tiny)
+        codes = np.clip(np.trunc(y + np.copysign(np.float32(0.5), y)), -127, 127)
+        step = float32_sum(row * codes) / (float32_sum(codes * codes) + tiny)
+    return codes.astype(np.int8), step
+
+
+def tnn_asymmetric_weights(row):
+    """Codes, step and zero point of TNN's asymmetric min-max, float32."""
+    low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
+    step = (high - low) / np.float32(254)
+    if step == 0:
+        return np.zeros(row.size, np.int8), step, 0
+    inverse = np.float32(1) / step
+    zero = 127 - int(np.floor(np.float64(high * inverse) + 0.5))
+    y = row * inverse
+    rounded = np.trunc(y + np.copysign(np.float32(0.5), y))
+    return np.clip(rounded + zero, -127, 127).astype(np.int8), step, zero
+
+
+def weight_error(row, step):
+    """Sum of squared errors of nearest codes in [-127, 127], float64."""
+    row, step = np.asarray(row, np.float64), float(step)
+    codes = np.clip(round_half_away(row / step), -127, 127)
+    return float(((row - codes * step) ** 2).sum())
+
+
+def best_weight_error(row):
+    """Least squared error over all steps, exactly: codes change at |w| / (k - 1/2) only.
+
+    Between two such steps the codes are fixed and the error is a parabola of the step.
+    """
+    row = np.abs(np.asarray(row, np.float64))
+    row = row[row > 0]
+    edges = np.unique((row[:, None] / (np.arange(1, 128) - 0.5)).ravel())
+    edges = np.concatenate([edges[:1] / 2, edges, edges[-1:] * 2])
+    best = np.inf
+    for low, high in itertools.pairwise(edges):
+        codes = np.clip(np.floor(row / ((low + high) / 2) + 0.5), 0, 127)
+        norm = (codes**2).sum()
+        step = np.clip((row * codes).sum() / norm, low, high) if norm else high
+        best = min(best, float(((row - codes * step) ** 2).sum()))
+    return best
+
+
+def tnn_divergences_float64(counts, targets=128):
+    """TNN's divergences in float64: Q from the mass as a function of the place, no bin empty."""
+    p = np.asarray(counts, np.float64) / np.sum(counts, dtype=np.float64)
+    places = np.arange(p.size + 1)
+    mass = np.append(0, np.cumsum(p))
+    found = []
+    for kept in range(targets, p.size):
+        ends = np.arange(targets + 1) * kept / targets
+        q = np.diff(np.interp(places[: kept + 1], ends, np.interp(ends, places, mass)))
+        whole = p[:kept].copy()
+        whole[-1] += 1 - mass[kept]
+        found.append((whole * np.log(whole / q)).sum())
+    return np.array(found)

@@ -1,4 +1,15 @@
-"""Search for the clipping threshold of a histogram: KL divergence and squared error."""
+"""Search for the clipping threshold of a histogram by Kullback-Leibler divergence.
+
+The definition: a histogram of magnitudes is clipped to its first T bins.  P is these bins with all
+that is clipped added to the last.  Q is what 128 codes can tell of the bins alone: [0, T) is cut
+into 128 equal runs, the mass of each is spread evenly over what it holds of non-empty bins, and a
+bin that is cut belongs to both its runs in proportion.  P and Q are normalized to 1.
+
+Q is constant over the uncut non-empty bins of a run, so with prefix sums of the counts c, of
+c log c and of the non-empty bins a run costs one logarithm, and each of the at most 127 cut bins
+one more: sum P log(P / Q) takes 255 logarithms instead of T, whatever T is.  They are made in one
+loop without calls, which vectorizes.
+"""
 
 import math
 
@@ -6,64 +17,118 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel, parallel_kernel, prange
+from quantjit.kernels.histogram import Counts
 
 TARGETS = 128
 """Codes that magnitudes are mapped to when distributions are compared."""
 
-_EMPTY = 1e-12  # probability given to a bin that has mass in P and none in Q
+_TERMS = 2 * TARGETS  # runs and cut bins, the last place is unused
+_SQRT_HALF_BITS = 0x3FE6A09E00000000  # high word of the float64 sqrt(1/2)
+_LN2 = math.log(2.0)
+_SLACK = 1e-9  # of a divergence: a bound is not trusted beyond the rounding of the sums
+
+
+@kernel
+def logarithms_into(x: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """Natural logarithms of positive normal float64; any finite number for 0.  x is overwritten.
+
+    x = 2**k m with m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1), |s| < 0.1716:
+    log x = k log 2 + 2 (s + s**3 / 3 + ... + s**19 / 19); the rest is below 2**-52.
+    """
+    bits = x.view(np.int64)
+    for i in range(x.size):
+        k = (bits[i] - _SQRT_HALF_BITS) >> 52
+        bits[i] -= k << 52
+        out[i] = float(k)
+    for i in range(x.size):
+        s = (x[i] - 1.0) / (x[i] + 1.0)
+        z = s * s
+        series = 1 / 15 + z * (1 / 17 + z * (1 / 19))
+        series = 1 / 9 + z * (1 / 11 + z * (1 / 13 + z * series))
+        series = 1.0 + z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * series)))
+        out[i] = out[i] * _LN2 + 2.0 * s * series
 
 
 @kernel
 def _divergence(
-    bins_kept: int,
+    kept: int,
     mass: NDArray[np.float64],
     entropy: NDArray[np.float64],
     filled: NDArray[np.float64],
-    counts: NDArray[np.uint32],
+    work: NDArray[np.float64],
 ) -> float:
-    """KL divergence of a histogram from its 128-code form, when it is clipped to the first bins.
+    """KL divergence of P from Q when a histogram is clipped to its first bins.
 
-    P: the kept bins with all that is clipped added to the last; Q: each of 128 runs of bins spread
-    evenly over its non-empty bins, without what is clipped, both normalized.  Q is constant over
-    the non-empty bins of a run, so with prefix sums of p, p log p and of the non-empty bins a run
-    costs one logarithm: sum p log(p / q) = sum p log p - (sum p) log(mass / filled).
+    kept: T >= 128, the last bin kept is not empty.  mass, entropy, filled: float64 (bins + 2,),
+    sums over the bins before each of c, c log c and of 1 for a non-empty bin; the last is repeated.
+    work: float64 (4, 256).
     """
-    whole = mass[mass.size - 1]
-    kept = mass[bins_kept]
-    if kept == 0:
-        return math.inf
-    clipped = whole - kept
-    total = 0.0
-    level = 0.0  # of Q in the run of the last bin
+    weights, levels, logs, ends = work[0], work[1], work[2], work[3]
+    for target in range(TARGETS + 1):
+        place = target * kept
+        i, share = place >> 7, (place & 127) / 128
+        ends[target] = mass[i] + share * (mass[i + 1] - mass[i])
+        logs[target] = filled[i] + share * (filled[i + 1] - filled[i])
     for target in range(TARGETS):
-        start = target * bins_kept // TARGETS
-        stop = (target + 1) * bins_kept // TARGETS
-        run = mass[stop] - mass[start]
-        if run > 0:
-            level = run / (filled[stop] - filled[start])
-            total += run * math.log(level)
-    last = float(counts[bins_kept - 1])
-    with_tail = last + clipped
-    plain = entropy[bins_kept]
-    if last > 0:
-        plain -= last * math.log(last)
-        total += clipped * math.log(level)
-    elif clipped > 0:  # the bin is empty in Q
-        total += clipped * math.log(_EMPTY * kept)
-    if with_tail > 0:
-        plain += with_tail * math.log(with_tail)
-    divergence: float = (plain - total) / whole - math.log(whole) + math.log(kept)
-    return divergence
+        # 128 divides the places, so these differences are exact and an empty run is 0.
+        width = logs[target + 1] - logs[target]
+        levels[target] = (ends[target + 1] - ends[target]) / max(width, 1 / 128)
+        start, stop = target * kept, (target + 1) * kept
+        weights[target] = mass[stop >> 7] - mass[(start + 127) >> 7]
+    for target in range(1, TARGETS):
+        place = target * kept
+        i, share = place >> 7, (place & 127) / 128
+        is_cut = 1.0 if share > 0 else 0.0
+        weights[TARGETS + target - 1] = is_cut * (mass[i + 1] - mass[i])
+        levels[TARGETS + target - 1] = share * levels[target - 1] + (1.0 - share) * levels[target]
+    weights[_TERMS - 1], levels[_TERMS - 1] = 0.0, 1.0
+    whole = mass[mass.size - 1]
+    clipped = whole - mass[kept]
+    weights[TARGETS - 1] += clipped
+    logarithms_into(levels, logs)
+    for i in range(_TERMS):
+        weights[i] *= logs[i]
+    half = _TERMS // 2
+    while half > 0:
+        for i in range(half):
+            weights[i] += weights[i + half]
+        half //= 2
+    last = mass[kept] - mass[kept - 1] + clipped
+    plain = entropy[kept - 1] + last * math.log(last)
+    return float((plain - weights[0]) / whole - math.log(whole) + math.log(mass[kept]))
 
 
 @kernel
-def _search_divergence(counts: NDArray[np.uint32]) -> int:
-    """Return how many bins to keep, the first of equals; all in use if there is no choice."""
+def _least_divergence(kept: int, mass: NDArray[np.float64], filled: NDArray[np.float64]) -> float:
+    """Return a bound below the divergence, in a few steps.
+
+    Merging bins never raises a divergence: left are the last bin of P and Q and all the others.
+    """
+    start = (TARGETS - 1) * kept
+    i, share = start >> 7, (start & 127) / 128
+    run = mass[kept] - mass[i] - share * (mass[i + 1] - mass[i])
+    width = filled[kept] - filled[i] - share * (filled[i + 1] - filled[i])
+    p = (mass[mass.size - 1] - mass[kept - 1]) / mass[mass.size - 1]
+    q = run / width / mass[kept]
+    bound = p * math.log(p / q)
+    if p < 1 and q < 1:
+        bound += (1 - p) * math.log((1 - p) / (1 - q))
+    return float(bound)
+
+
+@kernel
+def _search_divergence(counts: Counts) -> int:
+    """Return how many bins to keep: the most of those with the least divergence.
+
+    Every threshold from 128 bins on whose last bin is not empty is looked at, so that Q has mass
+    wherever P has.  With no more than 128 non-empty bins there is nothing to choose by: all are
+    kept.
+    """
     bins = counts.size
     used = 0
-    mass = np.zeros(bins + 1, np.float64)
-    entropy = np.zeros(bins + 1, np.float64)
-    filled = np.zeros(bins + 1, np.float64)
+    mass = np.zeros(bins + 2, np.float64)
+    entropy = np.zeros(bins + 2, np.float64)
+    filled = np.zeros(bins + 2, np.float64)
     for i in range(bins):
         count = float(counts[i])
         mass[i + 1] = mass[i] + count
@@ -71,87 +136,35 @@ def _search_divergence(counts: NDArray[np.uint32]) -> int:
         filled[i + 1] = filled[i] + (1.0 if count > 0 else 0.0)
         if count > 0:
             used = i + 1
-    if used <= TARGETS:
+    mass[bins + 1], filled[bins + 1] = mass[bins], filled[bins]
+    if filled[bins] <= TARGETS:
         return used
-    step = max(1, bins // 512)
+    work = np.empty((4, _TERMS), np.float64)
     best, least = used, np.inf
-    for bins_kept in range(TARGETS, used + 1, step):
-        found = _divergence(bins_kept, mass, entropy, filled, counts)
+    for kept in range(used, TARGETS - 1, -1):
+        if counts[kept - 1] == 0:
+            continue
+        if _least_divergence(kept, mass, filled) > least * (1 + _SLACK) + _SLACK:
+            continue
+        found = _divergence(kept, mass, entropy, filled, work)
         if found < least:
-            best, least = bins_kept, found
-    for bins_kept in range(max(TARGETS, best - step + 1), min(used, best + step - 1) + 1):
-        found = _divergence(bins_kept, mass, entropy, filled, counts)
-        if found < least or (found == least and bins_kept < best):
-            best, least = bins_kept, found
+            best, least = kept, found
     return best
 
 
 @parallel_kernel
-def search_divergence_into(counts: NDArray[np.uint32], out: NDArray[np.int64]) -> None:
-    """Write the number of bins to keep; counts (channels, bins), out int64 (channels,)."""
+def search_divergence_into(counts: Counts, out: NDArray[np.int64]) -> None:
+    """Write the number of bins to keep; counts: (channels, bins), out: int64 (channels,)."""
     for c in prange(out.size):
         out[c] = _search_divergence(counts[c])
-
-
-@kernel
-def _squared_error(counts: NDArray[np.uint32], used: int, threshold: float, codes: int) -> float:
-    """Sum of squared errors when magnitudes, taken at bin centres, get `codes` steps.
-
-    threshold: in bins.  Rounding is to the nearest code, saturating at the last.
-    """
-    step = threshold / codes
-    per_step = 1.0 / step
-    total = 0.0
-    for i in range(used):
-        x = i + 0.5
-        code = min(math.floor(x * per_step + 0.5), float(codes))
-        error = x - code * step
-        total += float(counts[i]) * error * error
-    return total
-
-
-@kernel
-def _search_squared_error(counts: NDArray[np.uint32], absmax: float, codes: int) -> float:
-    """Return the threshold, in bins, with the least squared error: a grid, then a finer one."""
-    used = 0
-    for i in range(counts.size):
-        if counts[i] > 0:
-            used = i + 1
-    if used == 0:
-        return absmax
-    best, least = absmax, _squared_error(counts, used, absmax, codes)
-    for part in range(6, 64):
-        threshold = absmax * part / 64
-        found = _squared_error(counts, used, threshold, codes)
-        if found < least:
-            best, least = threshold, found
-    centre = best
-    for part in range(-15, 16):
-        threshold = min(centre + absmax * part / 1024, absmax)
-        found = _squared_error(counts, used, threshold, codes)
-        if found < least:
-            best, least = threshold, found
-    return best
-
-
-@parallel_kernel
-def search_squared_error_into(
-    counts: NDArray[np.uint32], absmax: NDArray[np.float64], codes: int, out: NDArray[np.float64]
-) -> None:
-    """Write the threshold of each channel, in bins.
-
-    counts: (channels, bins); absmax: float64 (channels,), in bins; codes: of one sign, e.g. 127;
-    out: float64 (channels,).
-    """
-    for c in prange(out.size):
-        out[c] = _search_squared_error(counts[c], absmax[c], codes)
 
 
 @kernel
 def _search_reference(counts: NDArray[np.float32]) -> int:
     """KL search of TNN's tool in its own float32 arithmetic and order.
 
-    ``tools/quantization/scale_calculator.cc``; the result depends on every rounding.
+    ``tools/quantization/scale_calculator.cc``; the result depends on every rounding.  Unlike above
+    Q is not normalized, and P without Q costs 1.  ``np.log`` of a float32 is C's ``logf`` here.
     """
     bins = counts.size
     p = np.empty(bins, np.float32)

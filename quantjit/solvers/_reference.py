@@ -24,20 +24,20 @@ def solve_reference(stats: ReferenceStats, method: str, blob: str) -> QuantParam
     """Return the scales that the original decides, 0 for a dead channel.
 
     Blobs of fewer than 100 pixels keep their whole range, except asymmetrically.  Raises
-    CalibrationError naming the blob where the original fails: a blob of one scale that is all 0.
+    CalibrationError naming the blob that was never seen, and, as the original fails there, one of
+    a single scale that is never above 1e-5.
     """
+    if not stats.samples:
+        raise CalibrationError(blob, "was never seen")
     if stats.channels == 1 and not stats.valid[0]:
-        raise CalibrationError(blob, "is all zero, for which TNN's tool has no scale")
+        raise CalibrationError(blob, "is never above 1e-5, for which TNN's tool has no scale")
     if method == "asymmetric":
-        return _asymmetric(stats, blob)
-    if stats.spatial < _FEW_PIXELS:
-        method = "minmax"
-    try:
-        scale = _METHODS[method](stats)
-    except KeyError:
+        return _asymmetric(stats)
+    if method not in _METHODS:
         known = [*_METHODS, "asymmetric"]
-        raise UnsupportedError("blob method of TNN's tool", method, known) from None
-    return QuantParams(np.where(stats.valid, scale, np.float32(0)))
+        raise UnsupportedError("blob method of TNN's tool", method, known)
+    decide = _minmax if stats.spatial < _FEW_PIXELS else _METHODS[method]
+    return QuantParams(np.where(stats.valid, decide(stats), np.float32(0)))
 
 
 def _at_bin(stats: ReferenceStats, bins: NDArray[np.int64]) -> Floats:
@@ -57,26 +57,25 @@ def _kl(stats: ReferenceStats) -> Floats:
 
 
 def _aciq_gauss(stats: ReferenceStats) -> Floats:
+    """Gaussian whose largest of so many values is absmax: float32 only at either end."""
     elements = stats.elements if stats.channels == 1 else stats.spatial
-    spread = 0.5 * 0.35 * (1 + math.sqrt(math.pi * math.log(4))) / math.sqrt(2 * math.log(elements))
-    std = stats.absmax * np.float32(2 * spread)
-    return np.float32(GAUSS_FACTOR) * std / _CODES
+    spread = 0.5 * 0.35 * (1 + math.sqrt(math.pi * math.log(4)))
+    std = stats.absmax.astype(np.float64) * 2 * spread / math.sqrt(2 * math.log(elements))
+    return (float(np.float32(GAUSS_FACTOR)) * std).astype(np.float32) / _CODES
 
 
 def _aciq_laplace(stats: ReferenceStats) -> Floats:
     return np.float32(LAPLACE_FACTOR) * stats.mean_abs / _CODES
 
 
-def _asymmetric(stats: ReferenceStats, blob: str) -> QuantParams:
+def _asymmetric(stats: ReferenceStats) -> QuantParams:
     lowest = np.minimum(stats.minimum, np.float32(0))
     highest = np.maximum(stats.maximum, np.float32(0))
-    scale = (highest - lowest) / np.float32(254)
-    if stats.channels == 1 and scale[0] == 0:
-        raise CalibrationError(blob, "is constant, for which TNN's tool has no asymmetric scale")
-    live = stats.valid & (scale > 0)
-    steps = np.divide(highest, scale, out=np.zeros_like(scale), where=live)
-    zero_point = np.where(live, 127 - np.floor(steps + np.float32(0.5)), 0)
-    return QuantParams(np.where(live, scale, np.float32(0)), zero_point)
+    scale = np.where(stats.valid, (highest - lowest) / np.float32(254), np.float32(0))
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=stats.valid)
+    # highest >= 0: half away from zero is half up; in float64 the addition is exact
+    steps = np.floor((highest * inverse).astype(np.float64) + 0.5)
+    return QuantParams(scale, np.where(stats.valid, 127 - steps, 0))
 
 
 _METHODS: dict[str, Callable[[ReferenceStats], Floats]] = {

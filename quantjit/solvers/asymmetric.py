@@ -17,8 +17,9 @@ def solve(stats: BlobStats) -> QuantParams:
     lowest = np.minimum(stats.minimum, 0).astype(np.float64)
     highest = np.maximum(stats.maximum, 0).astype(np.float64)
     scale = np.where(stats.absmax > 0, (highest - lowest) / 254, 0)
-    steps = np.divide(highest, scale, out=np.zeros_like(scale), where=scale > 0)
-    zero_point = np.where(scale > 0, 127 - np.floor(steps + 0.5), 0)
+    live = scale.astype(np.float32) > 0
+    steps = np.divide(highest, scale, out=np.zeros_like(scale), where=live)
+    zero_point = np.where(live, 127 - np.floor(steps + 0.5), 0)
     return QuantParams(scale, zero_point)
 
 

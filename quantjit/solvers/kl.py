@@ -1,7 +1,8 @@
 """KL: the threshold whose 128-code form of the histogram diverges least from the histogram.
 
 Migacz, "8-bit inference with TensorRT" (GTC 2017), with the reference clipped into the last bin;
-zeros do not count, since every threshold represents them exactly.
+`quantjit.kernels.divergence` has the definition.  Zeros do not count, since every threshold
+represents them exactly.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ def solve(stats: BlobStats) -> QuantParams:
     kept = np.zeros(stats.channels, np.int64)
     search_divergence_into(stats.counts, kept)
     threshold = np.minimum(kept * stats.bin_width, stats.absmax)
-    few = stats.count - stats.zeros < _FEW
+    few = stats.count - stats.zero_count < _FEW
     return QuantParams(np.where(few, stats.absmax, threshold) / 127)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from quantjit.kernels.divergence import search_squared_error_into
+from quantjit.kernels.mse import search_squared_error_into
 from quantjit.kernels.weights import least_squares_weights_into
 from quantjit.quant import QuantParams
 from quantjit.solvers import BlobSolver, WeightCodes, WeightSolver
@@ -13,19 +13,19 @@ from quantjit.stats import BlobStats
 def solve(stats: BlobStats) -> QuantParams:
     """Return the step that minimizes rounding plus clipping error over the histogram.
 
-    Values are taken at the centre of their bin; a grid of thresholds to 1/1024 of absmax.
+    The best of all bin edges and absmax, the values of a bin lying evenly over it;
+    `quantjit.kernels.mse` has the model.
     """
     width = stats.bin_width
-    live = width > 0
     in_bins = np.zeros(stats.channels)
-    np.divide(stats.absmax, width, out=in_bins, where=live)
+    np.divide(stats.absmax, width, out=in_bins, where=width > 0)
     threshold = np.zeros(stats.channels)
     search_squared_error_into(stats.counts, in_bins, 127, threshold)
-    return QuantParams(np.where(live, threshold * width, 0) / 127)
+    return QuantParams(threshold * width / 127)
 
 
 def quantize(weights: NDArray[np.float32], compat: bool) -> WeightCodes:
-    """Quantize each row with the step of least squared error; TNN has no such method."""
+    """Quantize each row with the step of least squared error of all; TNN has no such method."""
     del compat
     made = WeightCodes.empty(weights)
     least_squares_weights_into(weights, made.codes, made.scale)

@@ -16,7 +16,7 @@ def solve(stats: BlobStats) -> QuantParams:
     """
     counts = stats.counts.astype(np.float64)
     below = np.concatenate([np.zeros((stats.channels, 1)), np.cumsum(counts, axis=1)], axis=1)
-    wanted = SHARE * stats.count - stats.zeros
+    wanted = SHARE * stats.count - stats.zero_count
     rows = np.arange(stats.channels)
     index = np.clip((below < wanted[:, None]).sum(axis=1) - 1, 0, stats.bins - 1)
     inside = np.divide(

@@ -333,6 +333,33 @@ def test_int8_is_exact(case, seed, choices, activation, fusion):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [(2, 2), (5, 4)])  # along channels, by tiles
+@pytest.mark.parametrize("group", [1, 6])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "swish"])
+@pytest.mark.parametrize("fusion", ["none", "add_activation", "activation_add"])
+def test_int8_fusions(fusion, activation, group, size):
+    attrs = ConvolutionAttrs(group, 6, 6, 1, 1, activation=activation, fusion=fusion)
+    rng = np.random.default_rng(1)
+    weights, x, operand = int8_weights(attrs, rng), codes(2, 6, *size), codes(2, 6, *size, seed=1)
+    source, other, target = QuantParams(1, 5), QuantParams(0.3, -9), QuantParams(0.25, 11)
+    quant = NodeQuant(np.float32([5e-4]), np.int8([3]))
+    sums = int_sums(x, source.zero_point, weights, 3, attrs, (0, 0, 0, 0))
+    added = (operand, other.scale, other.zero_point)
+    expected = oracle.requantize(
+        sums,
+        quant.weight_scale,
+        target.scale,
+        target.zero_point,
+        activation,
+        added if fusion == "add_activation" else None,
+        added if fusion == "activation_add" else None,
+    )
+    arrays, inputs = ([x], (source,)) if fusion == "none" else ([x, operand], (source, other))
+    found = run_int8(arrays, attrs, weights, quant, inputs, target)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 2  # not all saturated
+
+
 @pytest.mark.parametrize("attrs", [dense(40, 5, 1), dense(5, 7, 3), dense(7, 20, 3, stride_h=9)])
 @pytest.mark.jit
 def test_int8_tiles_and_blocks(attrs):
@@ -356,6 +383,23 @@ def test_int8_dead_and_tiny_scales(activation):
     found = run_int8([x], attrs, weights, quant, (QuantParams(1),), QuantParams(steps))
     saturated = 6 if activation == "relu6" else 127
     np.testing.assert_array_equal(found[0, :, 0, 0], [0, 0, 127, saturated])
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_int8_windows_outside_the_input(stride, group):
+    """Pads wider than the kernel: whole windows lie outside and count as zero points."""
+    attrs = ConvolutionAttrs(group, 3, 3, 2, 2, stride, stride, (3, 3, 3, 3))
+    rng = np.random.default_rng(2)
+    weights, x = int8_weights(attrs, rng), codes(1, 3, 2, 3)
+    quant, source, target = (
+        NodeQuant(np.float32([1e-3]), np.int8([0])),
+        QuantParams(1, 9),
+        QuantParams(1),
+    )
+    expected = oracle.requantize(int_sums(x, 9, weights, 0, attrs, attrs.pads), 1e-3, 1)
+    found = run_int8([x], attrs, weights, quant, (source,), target)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_int8_sums_are_not_wrapped_by_the_bias():
