@@ -362,10 +362,9 @@ def _split(file: Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Samp
 
 def _load_numpy(file: Path, kind: type) -> Any:
     """Return the array of an .npy file or the archive of an .npz file."""
+    data = io.BytesIO(_read(file))
     try:
-        loaded = np.load(io.BytesIO(_read(file)), allow_pickle=False)
-    except DataError:
-        raise
+        loaded = np.load(data, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - zip, pickle and header faults are of many classes
         raise DataError(file, f"cannot be read as NumPy data: {_first_line(error)}") from None
     if isinstance(loaded, kind):

@@ -32,8 +32,10 @@ def preprocess(facts: dict[str, Any]) -> Preprocess:
 
 def command_line(output: str) -> str:
     """Return the `quantjit quantize` call that `run` stands for."""
-    place = folder()
+    place, here = folder(), Path.cwd()
     facts = json.loads((place / "demo.json").read_text(encoding="utf-8"))
+    if place.is_relative_to(here):
+        place = place.relative_to(here)
     return (
         f"$ quantjit quantize -p {place / 'demo.tnnproto'} -i {place / 'calib'} "
         f"-n {facts['bias'][0]:g} -s {facts['scale'][0]:.9g} -o {output}"

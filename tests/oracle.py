@@ -397,3 +397,38 @@ def tnn_divergences_float64(counts, targets=128):
         whole[-1] += 1 - mass[kept]
         found.append((whole * np.log(whole / q)).sum())
     return np.array(found)
+
+
+def cubic(x, b, c):
+    """Mitchell and Netravali (1988), equation 8."""
+    x = np.abs(x)
+    near = (12 - 9 * b - 6 * c) * x**3 + (-18 + 12 * b + 6 * c) * x**2 + (6 - 2 * b)
+    far = (-b - 6 * c) * x**3 + (6 * b + 30 * c) * x**2 - (12 * b + 48 * c) * x + (8 * b + 24 * c)
+    return np.select([x < 1, x < 2], [near, far]) / 6
+
+
+def _cubic_matrix(size, target):
+    """Weights (target, size) of one axis, what lies outside folded onto the edges: float64."""
+    ratio = target / size
+    width, margin = max(1 / ratio, 1.0), 4 * max(size // target + 1, 1)
+    inside = np.arange(-margin, size + margin)
+    centres = (np.arange(target) + 0.5) / ratio
+    b, c = (0, 1 / 2) if target > size else (1 / 3, 1 / 3)
+    weights = cubic((centres[:, None] - (inside + 0.5)) / width, b, c)
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((target, size))
+    np.add.at(matrix.T, np.clip(inside, 0, size - 1), weights.T)
+    return matrix
+
+
+def resize_cubic(image, height, width):
+    """Unrounded levels, float64 (height, width, channels), as two matrix products."""
+    down, across = _cubic_matrix(image.shape[0], height), _cubic_matrix(image.shape[1], width)
+    levels = np.einsum("yh,xw,hwc->yxc", down, across, image.astype(np.float64), optimize=True)
+    return np.clip(levels, 0, 255)
+
+
+def image_to_tensor(pixels, order, bias, scale):
+    """uint8 (h, w, channels) to float32 (channels, h, w): (pixel - bias) * scale."""
+    shifted = pixels[..., order].astype(np.float32) - np.float32(bias)
+    return (shifted * np.float32(scale)).transpose(2, 0, 1)

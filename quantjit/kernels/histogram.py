@@ -96,21 +96,21 @@ def _sum_lanes(x: NDArray[np.float32], lanes: NDArray[np.float64]) -> None:
     whole = x.size // LANES * LANES
     for i in range(0, whole, LANES):
         for lane in range(LANES):
-            value = np.float64(x[i + lane])  # float() of a float32 stays float32 when compiled
+            value = np.float64(x[i + lane])
             lanes[0, lane] += value
             lanes[1, lane] += abs(value)
             lanes[2, lane] += value * value
-    for i in range(whole, x.size):
-        value = np.float64(x[i])
-        lanes[0, i - whole] += value
-        lanes[1, i - whole] += abs(value)
-        lanes[2, i - whole] += value * value
-    half = LANES // 2
+    half = LANES // 2 if whole > 0 else 0
     while half > 0:
         for place in range(3):
             for lane in range(half):
                 lanes[place, lane] += lanes[place, lane + half]
         half //= 2
+    for i in range(whole, x.size):
+        value = np.float64(x[i])
+        lanes[0, 0] += value
+        lanes[1, 0] += abs(value)
+        lanes[2, 0] += value * value
 
 
 @kernel
@@ -176,7 +176,7 @@ def _add_plane(
     per_unit = math.ldexp(1.0, -int(exponents[0]))
     # Zeros are counted with the rest and taken back: a branch on them is mispredicted.
     for i in range(x.size):
-        counts[int(abs(float(x[i])) * per_unit)] += 1
+        counts[int(abs(np.float64(x[i])) * per_unit)] += 1
     counts[0] -= zeros
 
 

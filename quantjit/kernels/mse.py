@@ -22,30 +22,26 @@ from quantjit.kernels.histogram import Counts
 @kernel
 def _squared_error(
     threshold: float,
+    codes: int,
     density: NDArray[np.float64],
     mass: NDArray[np.float64],
     moment: NDArray[np.float64],
     square: float,
-    terms: NDArray[np.float64],
 ) -> float:
     """E(T) of the module's model, in bins squared times counts.
 
     threshold: in bins, at most absmax.  density: float64 (bins,), counts a bin's width; mass,
-    moment: float64 (bins,), of all values from the start of each bin on; square: sum of x**2;
-    terms: float64 (codes,), to work in.
+    moment: float64 (bins,), of all values from the start of each bin on; square: sum of x**2.
     """
-    codes = terms.size
     step = threshold / codes
+    masses, moments = 0.0, 0.0
     for code in range(codes):
         start = (code + 0.5) * step
         i = int(start)
-        above = mass[i] - density[i] * (start - i)
-        moment_above = moment[i] - density[i] * 0.5 * (start - i) * (start + i)
-        terms[code] = step * ((2 * code + 1) * step * above - 2.0 * moment_above)
-    total = 0.0
-    for code in range(codes):
-        total += terms[code]
-    return square + total
+        inside = density[i] * (start - i)  # of the bin, below the start
+        masses += (2 * code + 1) * (mass[i] - inside)
+        moments += moment[i] - inside * 0.5 * (start + i)
+    return square + step * (step * masses - 2.0 * moments)
 
 
 @kernel
@@ -72,14 +68,13 @@ def _search_squared_error(counts: Counts, absmax: float, codes: int) -> float:
         mass[i] = mass[i + 1] + count
         moment[i] = moment[i + 1] + count * 0.5 * (i + end)
         squares[i] = squares[i + 1] + count * (float(i * i) + i * end + end * end) / 3
-    terms = np.empty(codes, np.float64)
     best = absmax
-    least = _squared_error(absmax, density, mass, moment, squares[0], terms)
+    least = _squared_error(absmax, codes, density, mass, moment, squares[0])
     for edge in range(used - 1, 0, -1):
         clipping = squares[edge] - 2.0 * edge * moment[edge] + float(edge * edge) * mass[edge]
         if clipping > least:
             break
-        found = _squared_error(float(edge), density, mass, moment, squares[0], terms)
+        found = _squared_error(float(edge), codes, density, mass, moment, squares[0])
         if found < least:
             best, least = float(edge), found
     return best

@@ -1,6 +1,6 @@
 """Scales and codes of weights, one row at a time; rows on several threads.
 
-All sums run in order over the row: the original's results depend on it.
+Where TNN's tool is reproduced sums run in order over the row: its results depend on it.
 """
 
 import math
@@ -15,6 +15,11 @@ _CODES = np.float32(127)
 _TINY = np.float32(1e-9)
 _ROOM = np.float32(1.25)
 _REFERENCE_STEPS = 1000
+_EXACT = 2.0**-40  # of the sum of squares: an error below is the rounding of sums
+_LEAST_CELLS, _MOST_CELLS = 1024, 2**20
+
+LANES = 32
+"""Partial sums of a row where the original's order is of no concern: enough for vectors."""
 
 
 @kernel
@@ -46,35 +51,54 @@ def _encode(row: NDArray[np.float32], scale: np.float32, codes: NDArray[np.int8]
 
 
 @kernel
-def _error(row: NDArray[np.float32], scale: np.float32) -> float:
-    """Sum of squared errors of a row with this step, float64."""
+def _energy(row: NDArray[np.float32]) -> float:
+    """Sum of squares of a row, float64."""
     total = 0.0
     for i in range(row.size):
-        error = np.float64(row[i]) - np.float64(_round(row[i] / scale)) * np.float64(scale)
-        total += error * error
+        total += np.float64(row[i]) * np.float64(row[i])
     return total
 
 
 @kernel
-def _refit(row: NDArray[np.float32], scale: np.float32) -> np.float32:
-    """Step that fits the codes of this step best: sum(w q) / sum(q q)."""
-    above, below = 0.0, 0.0
-    for i in range(row.size):
-        code = np.float64(_round(row[i] / scale))
-        above += np.float64(row[i]) * code
-        below += code * code
-    return np.float32(above / below) if below > 0 else scale
+def _fit(
+    row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return sum(w q) and sum(q q) for the codes q of this step; lanes: float64 (2, LANES)."""
+    lanes[:] = 0.0
+    whole = row.size // LANES * LANES
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            code = np.float64(_round(row[start + lane] / step))
+            lanes[0, lane] += np.float64(row[start + lane]) * code
+            lanes[1, lane] += code * code
+    for i in range(whole, row.size):
+        code = np.float64(_round(row[i] / step))
+        lanes[0, i - whole] += np.float64(row[i]) * code
+        lanes[1, i - whole] += code * code
+    for lane in range(1, LANES):
+        lanes[0, 0] += lanes[0, lane]
+        lanes[1, 0] += lanes[1, lane]
+    return lanes[0, 0], lanes[1, 0]
 
 
 @kernel
-def _descend(row: NDArray[np.float32], scale: np.float32) -> np.float32:
-    """Alternate codes and step until the step no longer moves; the error never grows."""
+def _error(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]) -> float:
+    """Sum of squared errors of a row with this step, less its sum of squares."""
+    fitted, norm = _fit(row, step, lanes)
+    wide = np.float64(step)
+    return wide * (wide * norm - 2.0 * fitted)
+
+
+@kernel
+def _descend(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]) -> np.float32:
+    """Alternate codes and their best step, sum(w q) / sum(q q), until the step no longer moves."""
     for _ in range(_REFERENCE_STEPS):
-        fitted = _refit(row, scale)
-        if fitted == scale:
+        above, below = _fit(row, step, lanes)
+        fitted = np.float32(above / below) if below > 0 else step
+        if fitted == step or fitted == 0:
             break
-        scale = fitted
-    return scale
+        step = fitted
+    return step
 
 
 @parallel_kernel
@@ -106,16 +130,15 @@ def admm_weights_into(
 ) -> None:
     """Alternate from absmax / (127 * 1.25) to the fixed point, or absmax / 127 if better."""
     for r in prange(scale.size):
-        largest = _absmax(weights[r])
-        if largest == 0:
-            scale[r] = 0
+        plain = _absmax(weights[r]) / _CODES
+        scale[r] = plain
+        if plain == 0:
             continue
-        plain = largest / _CODES
-        fitted = _descend(weights[r], plain / _ROOM)
-        if _error(weights[r], plain) < _error(weights[r], fitted):
-            fitted = plain
-        scale[r] = fitted
-        _encode(weights[r], fitted, codes[r])
+        lanes = np.empty((2, LANES), np.float64)
+        fitted = _descend(weights[r], plain / _ROOM, lanes)
+        if _error(weights[r], fitted, lanes) < _error(weights[r], plain, lanes):
+            scale[r] = fitted
+        _encode(weights[r], scale[r], codes[r])
 
 
 @parallel_kernel
@@ -158,8 +181,8 @@ def _vanishing(magnitudes: NDArray[np.float64], step: float) -> float:
     """Squared error of what becomes 0 alone; it grows with the step."""
     total = 0.0
     for i in range(magnitudes.size):
-        if magnitudes[i] < 0.5 * step:
-            total += magnitudes[i] * magnitudes[i]
+        kept = magnitudes[i] if magnitudes[i] < 0.5 * step else 0.0
+        total += kept * kept
     return total
 
 
@@ -169,89 +192,110 @@ def _code(magnitude: float, inverse: float) -> int:
 
 
 @kernel
-def _sort_crossings(inverses: NDArray[np.float64], magnitudes: NDArray[np.float64]) -> None:
-    """Sort both by the first, in place, by insertion: for what is nearly sorted."""
+def _sort_crossings(inverses: NDArray[np.float64], crossed: NDArray[np.float64]) -> None:
+    """Sort both by the first, in place, by insertion: they are few."""
     for i in range(1, inverses.size):
-        inverse, magnitude = inverses[i], magnitudes[i]
+        inverse, magnitude = inverses[i], crossed[i]
         j = i
         while j > 0 and inverses[j - 1] > inverse:
-            inverses[j], magnitudes[j] = inverses[j - 1], magnitudes[j - 1]
+            inverses[j], crossed[j] = inverses[j - 1], crossed[j - 1]
             j -= 1
-        inverses[j], magnitudes[j] = inverse, magnitude
+        inverses[j], crossed[j] = inverse, magnitude
 
 
 @kernel
 def _least_squares(magnitudes: NDArray[np.float64], step: float, error: float) -> float:
-    """Return the step of least squared error; any step and its error to begin with.
+    """Return the step of least squared error of all, from any step and its error.
 
     The best step of given codes q is s = A / B with A = sum(|w| q), B = sum(q q), and its error is
-    sum(w w) - A**2 / B.  As 1 / s grows, the code of w grows by 1 where 1 / s = (k - 1/2) / |w|:
-    walking these crossings in order visits every assignment of codes that rounding can make, and
-    A and B follow with one addition each.  Steps whose error is more than the one at hand, of
-    clipping alone below or of what becomes 0 alone above, are left out.
+    sum(w w) - A**2 / B.  As u = 1 / s grows, the code of w grows by 1 where u = (k - 1/2) / |w|;
+    such a crossing adds |w| to A and 2 k - 1 to B, and all of them in order visit every assignment
+    of codes that rounding can make.  Steps at which clipping alone, or what becomes 0 alone, costs
+    more than the error at hand are left out.
+
+    The crossings are gathered in cells of u, whose ends give A and B of an assignment each.  Inside
+    a cell of width du a crossing changes the error by no more than 2 |w| du / u**2, as it changes
+    nothing where it happens.  Only the cells which by that bound might hold less error than the
+    best end are walked crossing by crossing.
 
     magnitudes: float64 (n,), > 0.
     """
-    below = step
-    while below > 0 and _clipping(magnitudes, below) <= error:
-        below *= 0.5
-    above = step
-    while _vanishing(magnitudes, above) <= error and _code(magnitudes.max(), 1.0 / above) > 0:
-        above *= 2.0
-    low, high = below, above
-    inside_low, inside_high = step, step
-    for _ in range(20):
-        middle = 0.5 * (low + inside_low)
-        if _clipping(magnitudes, middle) <= error:
-            inside_low = middle
-        else:
-            low = middle
-        middle = 0.5 * (high + inside_high)
-        if _vanishing(magnitudes, middle) <= error:
-            inside_high = middle
-        else:
-            high = middle
-    first, last = 1.0 / high, 1.0 / low if low > 0 else 127.0 / magnitudes.min()
-
-    # The crossings are put in order a slab at a time, first by cells of a few, then by insertion.
     count = magnitudes.size
-    budget = min(max(count, 4096), 127 * count)
-    cells = budget // 2 + 1
-    slab = budget / magnitudes.sum()
-    starts = np.empty(cells + 1, np.int64)
-    inverses = np.empty(budget + 2 * count, np.float64)
-    crossed = np.empty(budget + 2 * count, np.float64)
-    best, best_share = step, -1.0
-    fitted, norm = 0.0, 0.0
+    below, above = step, step
+    while _clipping(magnitudes, below) <= error:
+        below *= 0.9
+    # With the step above twice the largest everything becomes 0 and nothing is better.
+    while _vanishing(magnitudes, above) <= error and above <= 2.0 * magnitudes.max():
+        above *= 1.2
+    first, last = 1.0 / above, 1.0 / below
+    cells = min(max(4 * count, _LEAST_CELLS), _MOST_CELLS)
+    per_unit, width = cells / (last - first), (last - first) / cells
+    gains = np.zeros((cells, 3), np.float64)  # of A and B, and the number of crossings
+    start_fitted, start_norm = 0.0, 0.0
     for i in range(count):
-        code = _code(magnitudes[i], first)
-        fitted += magnitudes[i] * code
-        norm += float(code * code)
-    slabs = int((last - first) / slab) + 1
-    for part in range(slabs):
-        start, stop = first + part * slab, first + (part + 1) * slab
-        starts[:] = 0
-        for i in range(count):
-            w = magnitudes[i]
-            for code in range(_code(w, start) + 1, _code(w, stop) + 1):
-                cell = int(((code - 0.5) / w - start) / slab * cells)
-                starts[min(max(cell, 0), cells - 1) + 1] += 1
-        for cell in range(cells):
-            starts[cell + 1] += starts[cell]
-        total = starts[cells]
-        for i in range(count):
-            w = magnitudes[i]
-            for code in range(_code(w, start) + 1, _code(w, stop) + 1):
-                inverse = (code - 0.5) / w
-                cell = min(max(int((inverse - start) / slab * cells), 0), cells - 1)
-                inverses[starts[cell]], crossed[starts[cell]] = inverse, w
-                starts[cell] += 1
-        _sort_crossings(inverses[:total], crossed[:total])
-        for i in range(total):
+        w = magnitudes[i]
+        inverse = 1.0 / w
+        code, stop = _code(w, first), _code(w, last)
+        start_fitted += w * code
+        start_norm += float(code * code)
+        for crossing in range(code, stop):
+            cell = min(max(int(((crossing + 0.5) * inverse - first) * per_unit), 0), cells - 1)
+            gains[cell, 0] += w
+            gains[cell, 1] += 2.0 * crossing + 1.0
+            gains[cell, 2] += 1.0
+
+    best, most = step, -1.0  # most: A**2 / B, what the best step takes off the sum of squares
+    fitted, norm = start_fitted, start_norm
+    if norm > 0:
+        best, most = fitted / norm, fitted * fitted / norm
+    for cell in range(cells):
+        fitted += gains[cell, 0]
+        norm += gains[cell, 1]
+        if fitted * fitted > most * norm:
+            best, most = fitted / norm, fitted * fitted / norm
+
+    places = np.full(cells, -1, np.int64)
+    total, lowest, highest = 0, cells, -1
+    fitted, norm = start_fitted, start_norm
+    for cell in range(cells):
+        gain, gain_norm = gains[cell, 0], gains[cell, 1]
+        u = first + cell * width
+        gap = 2.0 * gain * width / (u * u) * (1.0 + width / u)
+        if gains[cell, 2] > 1 and fitted * fitted > (most - gap) * norm:
+            places[cell] = total
+            total += int(gains[cell, 2])
+            lowest, highest = min(lowest, cell), cell
+            gains[cell, 0], gains[cell, 1] = fitted, norm
+        fitted += gain
+        norm += gain_norm
+    if total == 0:
+        return best
+
+    inverses, crossed = np.empty(total, np.float64), np.empty(total, np.float64)
+    low, high = first + (lowest - 1) * width, first + (highest + 2) * width
+    for i in range(count):
+        w = magnitudes[i]
+        inverse = 1.0 / w
+        stop = min(_code(w, high), _code(w, last))
+        for crossing in range(max(_code(w, low), _code(w, first)), stop):
+            u = (crossing + 0.5) * inverse
+            cell = min(max(int((u - first) * per_unit), 0), cells - 1)
+            place = places[cell]
+            if place >= 0:
+                inverses[place], crossed[place] = u, w
+                places[cell] += 1
+    for cell in range(lowest, highest + 1):
+        stop = places[cell]
+        if stop < 0:
+            continue
+        start = stop - int(gains[cell, 2])
+        _sort_crossings(inverses[start:stop], crossed[start:stop])
+        fitted, norm = gains[cell, 0], gains[cell, 1]
+        for i in range(start, stop):
             fitted += crossed[i]
-            norm += 2.0 * math.floor(crossed[i] * inverses[i] + 1.0) - 1.0
-            if fitted * fitted > best_share * norm:
-                best, best_share = fitted / norm, fitted * fitted / norm
+            norm += 2.0 * math.floor(crossed[i] * inverses[i]) + 1.0
+            if fitted * fitted > most * norm:
+                best, most = fitted / norm, fitted * fitted / norm
     return best
 
 
@@ -261,16 +305,20 @@ def _least_squares_row(row: NDArray[np.float32]) -> np.float32:
     plain = _absmax(row) / _CODES
     if plain == 0:
         return _ZERO
-    best, least = plain, _error(row, plain)
-    fitted = _descend(row, plain / _ROOM)
-    found = _error(row, fitted)
-    if found < least:
-        best, least = fitted, found
-    if least == 0:
+    lanes = np.empty((2, LANES), np.float64)
+    best, least = plain, _error(row, plain, lanes)
+    for part in range(9, 16):
+        step = plain * np.float32(part / 16)
+        found = _error(row, step, lanes)
+        if step > 0 and found < least:
+            best, least = step, found
+    energy = _energy(row)
+    error = energy + least
+    if error <= energy * _EXACT:
         return best
     magnitudes = np.abs(row[row != 0]).astype(np.float64)
-    fitted = np.float32(_least_squares(magnitudes, float(best), least))
-    return fitted if fitted > 0 and _error(row, fitted) < least else best
+    fitted = np.float32(_least_squares(magnitudes, np.float64(best), error))
+    return fitted if fitted > 0 and _error(row, fitted, lanes) < least else best
 
 
 @parallel_kernel
