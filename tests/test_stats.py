@@ -283,6 +283,7 @@ def test_state_of_wide_counts():
         (lambda state: state.update(images=np.zeros(2, np.int64)), r"images: .*int64 \(2,\)"),
         (lambda state: state.update(extremes=np.zeros((3, 2))), "extremes: .*found float64"),
         (lambda state: state.update(counts=np.zeros((3, 5), np.uint32)), "power of two"),
+        (lambda state: state.update(counts=np.ones((3, 16), np.uint32)), "their sum is not"),
     ],
 )
 def test_state_of_something_else(change, words):

@@ -121,10 +121,7 @@ def _add_exactly(bits: int, limbs: NDArray[np.int64]) -> None:
         return
     mantissa = (bits & _FRACTION) | (_FRACTION + 1)
     sign = -1 if bits < 0 else 1
-    place = exponent - 1075 - UNIT  # of the mantissa's last bit
-    if place < 0:  # what is shifted out is 0, as no sum has bits below 2**-298
-        mantissa >>= -place
-        place = 0
+    place = exponent - 1075 - UNIT  # of the mantissa's last bit; a sum of 2**-298 has it at 2
     limb, shift = place >> 5, place & 31
     low = (mantissa & _LIMB_BITS) << shift
     high = (mantissa >> 32) << shift

@@ -92,12 +92,13 @@ def _error(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64
 @kernel
 def _descend(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]) -> np.float32:
     """Alternate codes and their best step, sum(w q) / sum(q q), until the step no longer moves."""
-    for _ in range(_REFERENCE_STEPS):
+    rounds, before = 0, _ZERO
+    while step != before and rounds < _REFERENCE_STEPS:
+        before = step
         above, below = _fit(row, step, lanes)
         fitted = np.float32(above / below) if below > 0 else step
-        if fitted == step or fitted == 0:
-            break
-        step = fitted
+        step = fitted if fitted > 0 else step
+        rounds += 1
     return step
 
 
@@ -150,8 +151,10 @@ def admm_weights_reference_into(
     Its 1000 rounds are cut short where the step repeats: no later round can differ.
     """
     for r in prange(scale.size):
-        step = _absmax(weights[r]) / (_CODES * _ROOM)
-        for _ in range(_REFERENCE_STEPS):
+        step, before = _absmax(weights[r]) / (_CODES * _ROOM), -_ONE
+        rounds = 0
+        while step != before and rounds < _REFERENCE_STEPS:
+            before = step
             above, below = _ZERO, _ZERO
             divisor = step + _TINY
             for i in range(weights.shape[1]):
@@ -159,10 +162,8 @@ def admm_weights_reference_into(
                 codes[r, i] = np.int8(code)
                 above += weights[r, i] * code
                 below += code * code
-            fitted = above / (below + _TINY)
-            if fitted == step:
-                break
-            step = fitted
+            step = above / (below + _TINY)
+            rounds += 1
         scale[r] = step
 
 
