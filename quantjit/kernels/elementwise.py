@@ -184,7 +184,7 @@ def activate_into(op: int, x: NDArray[np.float32], alpha: float, out: NDArray[np
     """
     one, infinity = np.float32(1), np.float32(np.inf)
     for i in range(out.size):
-        value = float(x[i])
+        value = np.float64(x[i])
         if op in (SIGMOID, SWISH):
             decay = np.float32(math.exp(-value)) if -value < LARGEST_EXPONENT else infinity
             chance = one / (one + decay)

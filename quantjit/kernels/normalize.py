@@ -27,18 +27,18 @@ def normalize_rows_into(
         total = 0.0
         for run in range(runs):
             for i in range(size):
-                total += float(x[row, run, i])
+                total += np.float64(x[row, run, i])
         mean = total / (runs * size)
         square = 0.0
         for run in range(runs):
             for i in range(size):
-                square += (float(x[row, run, i]) - mean) ** 2
+                square += (np.float64(x[row, run, i]) - mean) ** 2
         factor = 1.0 / math.sqrt(square / (runs * size) + epsilon)
         for run in range(runs):
             scale = factor * float(gain[row % gain.shape[0], run])
             shift = float(bias[row % gain.shape[0], run]) - mean * scale
             for i in range(size):
-                out[row, run, i] = float(x[row, run, i]) * scale + shift
+                out[row, run, i] = np.float64(x[row, run, i]) * scale + shift
 
 
 @kernel
@@ -60,5 +60,5 @@ def local_response_into(
             for i in range(x.shape[2]):
                 square = 0.0
                 for other in range(max(c - reach, 0), min(c + reach + 1, channels)):
-                    square += float(x[n, other, i]) ** 2
-                out[n, c, i] = float(x[n, c, i]) / math.pow(bias + alpha * square, beta)
+                    square += np.float64(x[n, other, i]) ** 2
+                out[n, c, i] = np.float64(x[n, c, i]) / math.pow(bias + alpha * square, beta)

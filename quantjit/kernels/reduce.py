@@ -29,10 +29,10 @@ def reduce_into(
         if op == LOG_SUM_EXP:  # log(sum(exp(x))) = m + log(sum(exp(x - m))) does not overflow
             for r in range(1, count):
                 for i in range(total.size):
-                    largest[i] = max(largest[i], float(x[n, r, i]))
+                    largest[i] = max(largest[i], np.float64(x[n, r, i]))
         for r in range(count):
             for i in range(total.size):
-                value = float(x[n, r, i])
+                value = np.float64(x[n, r, i])
                 if op == MAX:
                     total[i] = value if value > total[i] else total[i]
                 elif op == MIN:
