@@ -239,7 +239,10 @@ def power_of_two_histogram(x, bins):
 
 
 def clipped_divergence(counts, kept, targets=128):
-    """KL divergence of the clipped histogram from its form in `targets` codes, both rebuilt."""
+    """KL divergence of the clipped histogram from its form in `targets` codes, both rebuilt.
+
+    Both as shares of the whole histogram: the form in codes lacks what is clipped.
+    """
     counts = np.asarray(counts, np.float64)
     inside, filled = counts[:kept], counts[:kept] > 0
     bins, runs = np.arange(kept), np.arange(targets)[:, None] * kept / targets
@@ -250,7 +253,7 @@ def clipped_divergence(counts, kept, targets=128):
     q = np.where(filled, overlaps.T @ levels, 0)
     p = inside.copy()
     p[-1] += counts[kept:].sum()
-    p, q = p / p.sum(), q / q.sum()
+    p, q = p / counts.sum(), q / counts.sum()
     return float((p[filled] * np.log(p[filled] / q[filled])).sum())
 
 

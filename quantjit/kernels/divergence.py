@@ -3,7 +3,9 @@
 The definition: a histogram of magnitudes is clipped to its first T bins.  P is these bins with all
 that is clipped added to the last.  Q is what 128 codes can tell of the bins alone: [0, T) is cut
 into 128 equal runs, the mass of each is spread evenly over what it holds of non-empty bins, and a
-bin that is cut belongs to both its runs in proportion.  P and Q are normalized to 1.
+bin that is cut belongs to both its runs in proportion.  Both are divided by the mass of the whole
+histogram, so that Q lacks what is clipped: normalized to 1 it would agree perfectly with P where
+all but one bin is clipped, and a blob that stays far from 0 would be clipped to its least value.
 
 Q is constant over the uncut non-empty bins of a run, so with prefix sums of the counts c, of
 c log c and of the non-empty bins a run costs one logarithm, and each of the at most 127 cut bins
@@ -84,7 +86,7 @@ def _divergence(
     weights[_TERMS - 1], levels[_TERMS - 1] = 0.0, 1.0
     whole = mass[mass.size - 1]
     clipped = whole - mass[kept]
-    weights[TARGETS - 1] += clipped
+    weights[TARGETS - 1] += clipped  # the last bin is uncut and in the last run
     logarithms_into(levels, logs)
     for i in range(_TERMS):
         weights[i] *= logs[i]
@@ -95,25 +97,26 @@ def _divergence(
         half //= 2
     last = mass[kept] - mass[kept - 1] + clipped
     plain = entropy[kept - 1] + last * math.log(last)
-    return float((plain - weights[0]) / whole - math.log(whole) + math.log(mass[kept]))
+    return float((plain - weights[0]) / whole)
 
 
 @kernel
 def _least_divergence(kept: int, mass: NDArray[np.float64], filled: NDArray[np.float64]) -> float:
     """Return a bound below the divergence, in a few steps.
 
-    Merging bins never raises a divergence: left are the last bin of P and Q and all the others.
+    Merging bins never raises a divergence (log sum inequality): left are the last bin of P and Q
+    and all the others.
     """
     start = (TARGETS - 1) * kept
     i, share = start >> 7, (start & 127) / 128
     run = mass[kept] - mass[i] - share * (mass[i + 1] - mass[i])
     width = filled[kept] - filled[i] - share * (filled[i + 1] - filled[i])
-    p = (mass[mass.size - 1] - mass[kept - 1]) / mass[mass.size - 1]
-    q = run / width / mass[kept]
-    bound = p * math.log(p / q)
-    if p < 1 and q < 1:
-        bound += (1 - p) * math.log((1 - p) / (1 - q))
-    return float(bound)
+    whole, level = mass[mass.size - 1], run / width
+    last, others = whole - mass[kept - 1], mass[kept - 1]
+    bound = last * math.log(last / level)
+    if others > 0:
+        bound += others * math.log(others / (mass[kept] - level))
+    return float(bound / whole)
 
 
 @kernel

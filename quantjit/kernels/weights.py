@@ -269,8 +269,6 @@ def _least_squares(magnitudes: NDArray[np.float64], step: float, error: float) -
             gains[cell, 0], gains[cell, 1] = fitted, norm
         fitted += gain
         norm += gain_norm
-    if total == 0:
-        return best
 
     inverses, crossed = np.empty(total, np.float64), np.empty(total, np.float64)
     low, high = first + (lowest - 1) * width, first + (highest + 2) * width

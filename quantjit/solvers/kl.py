@@ -1,8 +1,8 @@
 """KL: the threshold whose 128-code form of the histogram diverges least from the histogram.
 
-Migacz, "8-bit inference with TensorRT" (GTC 2017), with the reference clipped into the last bin;
-`quantjit.kernels.divergence` has the definition.  Zeros do not count, since every threshold
-represents them exactly.
+Migacz, "8-bit inference with TensorRT" (GTC 2017), with the reference clipped into the last bin,
+but with what is clipped missing from the codes' form; `quantjit.kernels.divergence` has the
+definition.  Zeros do not count, since every threshold represents them exactly.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quantjit.kernels.divergence import (
@@ -73,6 +73,13 @@ def test_divergence_search_finds_the_least(dtype, counts):
     assert all(found[t] > least - 1e-12 for t in candidates if t > kept)
 
 
+def test_divergence_search_far_from_zero():
+    counts = np.zeros(400, np.int64)
+    counts[150:] = np.random.default_rng(0).poisson(200 * np.exp(-np.arange(250) / 30)) + 1
+    found = {t: oracle.clipped_divergence(counts, t) for t in range(151, 401)}
+    assert found[kept_bins(counts)] == pytest.approx(min(found.values()), rel=1e-9)
+
+
 @pytest.mark.parametrize("bins", [256, 4096])
 def test_flat_histograms_are_kept_whole(bins):
     assert kept_bins(np.full(bins, 9)) == bins
@@ -89,6 +96,15 @@ def test_divergence_clips_a_far_outlier():
     counts = np.round(1e4 * np.exp(-np.arange(1024) / 20)).astype(np.int64)
     counts[-1] = 1
     assert 128 <= kept_bins(counts) <= 256
+
+
+def test_divergence_does_not_clip_what_stays_far_from_zero():
+    """All but one bin clipped, P would be Q if Q were normalized."""
+    counts = np.zeros(600, np.int64)
+    counts[300:] = 1000
+    assert kept_bins(counts) > 590
+    counts[300] = 10**5
+    assert kept_bins(counts) > 590
 
 
 def test_divergence_does_not_depend_on_the_unit_of_counts():
@@ -127,6 +143,7 @@ def test_squared_error_keeps_a_flat_histogram():
 
 
 @given(st.integers(0, 99), st.sampled_from([0, 0.3, 1]), st.integers(TARGETS + 1, TARGETS + 40))
+@example(0, 0.3, TARGETS + 20)
 @settings(max_examples=15)
 def test_reference_search(seed, holes, bins):
     rng = np.random.default_rng(seed)
