@@ -435,3 +435,12 @@ def image_to_tensor(pixels, order, bias, scale):
     """uint8 (h, w, channels) to float32 (channels, h, w): (pixel - bias) * scale."""
     shifted = pixels[..., order].astype(np.float32) - np.float32(bias)
     return (shifted * np.float32(scale)).transpose(2, 0, 1)
+
+
+def comparison(x, y):
+    """Sums of x^2, (x - y)^2, x * y and y^2, and the largest |x - y|, as floats."""
+    x, y = (np.asarray(values, np.float64).ravel() for values in (x, y))
+    gram = np.stack([x, y]) @ np.stack([x, y]).T
+    noise = (x - y) @ (x - y)
+    largest = np.ptp([*(x - y), *(y - x), 0.0]) / 2
+    return [float(value) for value in (gram[0, 0], noise, gram[0, 1], gram[1, 1], largest)]

@@ -10,6 +10,7 @@ from ops_runner import FILL, codes, infer, make_node, normal, onnx_reference, ru
 from quantjit import formats, ops
 from quantjit.errors import GraphError
 from quantjit.executor import infer_shapes
+from quantjit.kernels.convolution import decay, inner_range
 from quantjit.ops.convolution import ConvolutionAttrs
 from quantjit.passes.lower import lower
 from quantjit.quant import NodeQuant, QuantParams
@@ -165,6 +166,28 @@ def test_weights_may_be_float16_and_bias_absent():
     assert ops.get("convolution").required_weights(dense(1, 1)) == ("weight", "bias")
 
 
+@given(convolutions(), st.integers(0, 99))
+def test_a_batch_is_its_images(case, seed):
+    shape, attrs, _ = case
+    x, weights = normal(*shape, seed=seed), weights_of(attrs, seed)
+    alone = [run("convolution", [x[n : n + 1]], attrs, weights) for n in range(shape[0])]
+    np.testing.assert_array_equal(run("convolution", [x], attrs, weights), np.concatenate(alone))
+
+
+@given(st.integers(-40, 40), st.integers(1, 5), st.integers(0, 20), st.integers(1, 20))
+def test_inner_range_holds_all_places_inside(at, stride, count, size):
+    first, last = inner_range(at, stride, count, size)
+    assert 0 <= first <= last <= count
+    inside = [q for q in range(count) if 0 <= at + q * stride < size]
+    assert list(range(first, last)) == inside
+
+
+def test_decay_ends_in_infinity_and_zero():
+    assert decay(np.float32(-3e38)) == np.inf
+    assert decay(np.float32(3e38)) == 0
+    assert decay(np.float32(-1)) == np.float32(np.e)
+
+
 # --- deconvolution
 
 
@@ -255,6 +278,54 @@ def test_output_mode_is_onnx_output_padding():
     )
     found = run("deconvolution", [x], attrs, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(deconvolutions(), st.sampled_from(("same", "valid", "full", "output")), st.integers(0, 99))
+def test_deconvolution_pad_modes_cut_the_whole(case, mode, seed):
+    """Every mode is a window on all that the taps touch; outside it lies the bias alone."""
+    shape, attrs = case
+    weights = weights_of(attrs, seed, transposed=True)
+    x, attrs = normal(*shape, seed=seed), replace(attrs, pads=(0, 0, 0, 0))
+    whole = run("deconvolution", [x], attrs, weights)
+    stride, dilation = settings_of(attrs)
+    kernel = (attrs.kernel_h, attrs.kernel_w)
+    out, before = [], []
+    for n, k, s, d in zip(shape[2:], kernel, stride, dilation, strict=True):
+        extent, touched = (k - 1) * d + 1, (n - 1) * s + (k - 1) * d + 1
+        cut = max(extent - s, 0)  # "same": size * stride is left
+        sizes = {"valid": n * s + cut, "full": touched - 2 * (extent - 1)}
+        out.append(sizes.get(mode, n * s))
+        before.append({"same": cut // 2, "output": -(-cut // 2), "full": extent - 1}.get(mode, 0))
+    attrs = replace(attrs, pad_mode=mode)
+    if min(out) < 1:
+        with pytest.raises(GraphError, match="nothing is left"):
+            infer("deconvolution", [shape], attrs)
+        return
+    expected = np.empty((*whole.shape[:2], *out), np.float32)
+    expected[:] = weights["bias"][:, None, None]
+    window = whole[:, :, before[0] :, before[1] :][:, :, : out[0], : out[1]]
+    expected[:, :, : window.shape[2], : window.shape[3]] = window
+    np.testing.assert_array_equal(run("deconvolution", [x], attrs, weights), expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "swish"])
+def test_deconvolution_activations(activation):
+    attrs = ConvolutionAttrs(2, 4, 6, 2, 3, 2, 1)
+    x, weights = normal(2, 4, 3, 4, scale=5), weights_of(attrs, transposed=True)
+    plain = run("deconvolution", [x], attrs, weights)
+    found = run("deconvolution", [x], replace(attrs, activation=activation), weights)
+    np.testing.assert_allclose(found, oracle.unary(activation, plain), rtol=4e-7, atol=1e-13)
+    assert (plain > 6).any()
+    assert (plain < -1).any()
+
+
+def test_deconvolution_of_a_batch_with_half_weights():
+    attrs = ConvolutionAttrs(1, 3, 2, 3, 3, 2, 2, has_bias=False)
+    x, weight = normal(3, 3, 4, 5), normal(3, 2, 3, 3).astype(np.float16)
+    whole = run("deconvolution", [x], attrs, {"weight": weight.astype(np.float32)})
+    for n in range(3):
+        alone = run("deconvolution", [x[n : n + 1]], attrs, {"weight": weight})
+        np.testing.assert_array_equal(alone[0], whole[n])
 
 
 # --- int8
@@ -433,6 +504,90 @@ def test_int8_without_bias():
     zeros = {"weight": weight, "bias": np.zeros(3, np.int32)}
     expected = run_int8([x], replace(attrs, has_bias=True), zeros, quant, (unit,), unit)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("channels", "outs", "kernel_w"),
+    [(33025, 1, 1), (33025, 2, 1), (1, 1, 33025)],  # by tiles, along channels, depthwise
+)
+def test_int8_sums_are_exact_up_to_the_limit(channels, outs, kernel_w, sign):
+    """33025 products of 255 * 255 are the most that int32 holds; the bias brings them to 5."""
+    attrs = ConvolutionAttrs(1, channels, outs, 1, kernel_w)
+    total = 33025 * 255 * 255
+    assert total <= 2**31 - 1 < total + 255 * 255
+    weights = {
+        "weight": np.full((outs, channels, 1, kernel_w), 127, np.int8),
+        "bias": np.full(outs, 5 - sign * total, np.int32),
+    }
+    x = np.full((1, channels, 1, kernel_w), 127 if sign > 0 else -128, np.int8)
+    source = QuantParams(1, -128 if sign > 0 else 127)
+    quant = NodeQuant(np.float32([1]), np.int8([-128]))
+    found = run_int8([x], attrs, weights, quant, (source,), QuantParams(1))
+    np.testing.assert_array_equal(found.ravel(), [5] * outs)
+
+
+@pytest.mark.parametrize("outs", [1, 2])
+def test_int8_refuses_one_product_over_the_limit(outs):
+    attrs = dense(33026, outs, has_bias=False)
+    weights = {"weight": np.zeros((outs, 33026, 1, 1), np.int8)}
+    weights["weight"][-1] = 127  # the largest of the rows counts
+    x, unit = np.zeros((1, 33026, 1, 1), np.int8), QuantParams(1)
+    quant = NodeQuant(np.float32([1]), np.int8([-128]))
+    for zero in (-128, 127):
+        with pytest.raises(GraphError, match="sums of 33026 products do not fit int32"):
+            run_int8([x], attrs, weights, quant, (QuantParams(1, zero),), unit)
+
+
+@given(convolutions(), st.integers(0, 999), st.booleans())
+def test_int8_batch_is_its_images(case, seed, fused):
+    shape, attrs, _ = case
+    rng = np.random.default_rng(seed)
+    attrs = replace(attrs, fusion="add_activation" if fused else "none", activation="relu")
+    weights, unit = int8_weights(attrs, rng), QuantParams(0.7, 3)
+    quant = NodeQuant(np.float32([1e-3]), np.int8([1]))
+    arrays = [codes(*shape, seed=seed)]
+    if fused:
+        plain = infer("convolution", [shape], replace(attrs, fusion="none"))
+        arrays.append(codes(*plain[0], seed=seed + 1))
+    inputs = (unit,) * len(arrays)
+    alone = [
+        run_int8([x[n : n + 1] for x in arrays], attrs, weights, quant, inputs, unit)
+        for n in range(shape[0])
+    ]
+    whole = run_int8(arrays, attrs, weights, quant, inputs, unit)
+    np.testing.assert_array_equal(whole, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (5, 4)])
+@pytest.mark.parametrize("group", [1, 4])
+def test_int8_dead_weights_and_operands(group, size):
+    """A step of 0 adds nothing: what is left are the other operand and the zero point."""
+    attrs = ConvolutionAttrs(group, 4, 4, 1, 1, fusion="activation_add")
+    weights = int8_weights(attrs, np.random.default_rng(0))
+    x, operand = codes(1, 4, *size), codes(1, 4, *size, seed=1)
+    quant = NodeQuant(np.float32([0, 0, 1e-3, 1e-3]), np.int8([7, 0, -128, 3]))
+    other, target = QuantParams([0, 1, 0, 1], [9, 0, -9, 0]), QuantParams(1, 11)
+    found = run_int8([x, operand], attrs, weights, quant, (QuantParams(1), other), target)
+    sums = int_sums(x, 0, weights, quant.weight_zero_point, attrs, (0, 0, 0, 0))
+    np.testing.assert_array_equal(found[0, 0], np.full(size, 11))
+    np.testing.assert_array_equal(
+        found[0, 1], np.clip(operand[0, 1].astype(np.int64) + 11, -128, 127)
+    )
+    alone = oracle.requantize(sums, 1e-3, 1, 11)
+    np.testing.assert_array_equal(found[0, 2], alone[0, 2])
+    assert len(np.unique(found[0, 2])) > 2
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(-3, -2), (-1, -1), (0, 0), (1, 1), (3, 2), (5, 3), (127, 64)]
+)
+def test_int8_rounds_half_away_from_zero(code, expected):
+    attrs = dense(1, 1, has_bias=False)
+    quant = NodeQuant(np.float32([0.5]), np.int8([0]))
+    x, one = np.full((1, 1, 1, 1), code, np.int8), {"weight": np.ones((1, 1, 1, 1), np.int8)}
+    found = run_int8([x], attrs, one, quant, (QuantParams(1),), QuantParams(1))
+    assert found.item() == expected
 
 
 # --- shapes, counts, errors

@@ -57,6 +57,18 @@ def test_a_row_does_not_depend_on_the_batch():
         np.testing.assert_array_equal(alone[0], whole[n])
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_half_weights_are_widened(transpose):
+    attrs, x = InnerProductAttrs(7, transpose=transpose), normal(3, 40)
+    half = {"weight": stored(normal(7, 40), attrs).astype(np.float16)}
+    half["bias"] = normal(7).astype(np.float16)
+    single = {role: array.astype(np.float32) for role, array in half.items()}
+    expected = run("inner_product", [x], attrs, single)
+    np.testing.assert_array_equal(run("inner_product", [x], attrs, half), expected)
+    exact = x.astype(np.float64) @ stored(single["weight"], attrs).T + single["bias"]
+    np.testing.assert_allclose(expected, exact, rtol=1e-5, atol=1e-5)
+
+
 def run_int8(x, attrs, weights, quant, source, target):
     form = ops.get("inner_product")
     node = make_node("inner_product", attrs, weights=weights, quant=quant)
@@ -85,6 +97,42 @@ def test_int8_is_exact(case, seed, zero_points, weight_each):
     expected = oracle.requantize(sums, scale, target.scale, target.zero_point)
     found = run_int8(x, attrs, weights, quant, source, target)
     np.testing.assert_array_equal(found.reshape(rows, -1), expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_sums_are_exact_up_to_the_limit(sign):
+    """33025 products of 255 * 255 are the most that int32 holds; the bias brings them to 5."""
+    attrs, unit, total = InnerProductAttrs(2), QuantParams(1), 33025 * 255 * 255
+    quant = NodeQuant(np.float32([1]), np.int8([-128]))
+    weights = {"weight": np.full((2, 33025), 127, np.int8)}
+    weights["bias"] = np.full(2, 5 - sign * total, np.int32)
+    x = np.full((3, 33025), 127 if sign > 0 else -128, np.int8)
+    found = run_int8(x, attrs, weights, quant, QuantParams(1, -sign * 127 - (sign > 0)), unit)
+    np.testing.assert_array_equal(found, np.full((3, 2), 5))
+    longer = {"weight": np.full((2, 33026), 127, np.int8), "bias": weights["bias"]}
+    with pytest.raises(GraphError, match="sums of 33026 products do not fit int32"):
+        run_int8(codes(1, 33026), attrs, longer, quant, QuantParams(1, -128), unit)
+
+
+def test_int8_dead_steps():
+    """A dead output or weight leaves the zero point."""
+    attrs, unit, x = InnerProductAttrs(3, has_bias=False), QuantParams(1), codes(2, 8)
+    weights = {"weight": codes(3, 8, seed=1)}
+    quant = NodeQuant(np.float32([0, 1e-3, 1e-3]), np.zeros(3, np.int8))
+    found = run_int8(x, attrs, weights, quant, unit, QuantParams(1, 9))
+    np.testing.assert_array_equal(found[:, 0], [9, 9])
+    assert (found[:, 1:] != 9).any()
+    found = run_int8(x, attrs, weights, quant, unit, QuantParams(0, 9))
+    np.testing.assert_array_equal(found, np.full((2, 3), 9))
+
+
+def test_int8_batch_is_its_rows():
+    attrs, unit, x = InnerProductAttrs(5, has_bias=False), QuantParams(1, 3), codes(4, 37)
+    weights, quant = {"weight": codes(5, 37)}, NodeQuant(np.float32([1e-3]), np.int8([2]))
+    whole = run_int8(x, attrs, weights, quant, unit, unit)
+    for n in range(4):
+        alone = run_int8(x[n : n + 1], attrs, weights, quant, unit, unit)
+        np.testing.assert_array_equal(alone[0], whole[n])
 
 
 def test_int8_errors():

@@ -35,12 +35,30 @@ def test_matches_numpy_and_onnxruntime(shapes, constant, seed):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_half_constant_is_widened(constant):
+    arrays = [normal(2, 3, 5), normal(5, 4, seed=1)]
+    half = arrays[constant].astype(np.float16)
+    arrays[constant] = half.astype(np.float32)
+    expected = np.matmul(*[x.astype(np.float64) for x in arrays])
+    found = run("matmul", [arrays[1 - constant]], MatMulAttrs(constant), {"weight": half})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_is_its_matrices():
+    left, right = normal(3, 2, 40), normal(40, 5, seed=1)
+    whole = run("matmul", [left, right], MatMulAttrs())
+    for n in range(3):
+        np.testing.assert_array_equal(run("matmul", [left[n], right], MatMulAttrs()), whole[n])
+
+
 @pytest.mark.parametrize(
     ("shapes", "match"),
     [
         ([(2, 3), (4, 5)], "cannot multiply shapes"),
         ([(3,), (3, 5)], "cannot multiply shapes"),
         ([(2, 3)], "cannot multiply shapes"),
+        ([(2, 3), (3, 4), (4, 5)], "cannot multiply shapes"),
         ([(2, 2, 3), (3, 3, 5)], r"cannot broadcast \(2,\) and \(3,\)"),
     ],
 )
