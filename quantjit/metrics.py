@@ -159,6 +159,8 @@ def blob_error(blob: str, sums: NDArray[np.float64]) -> BlobError:
     signal, noise, product, energy, largest = (float(value) for value in sums)
     if noise == 0:
         return BlobError(blob, EXACT_SQNR, 1.0, 0.0)
+    if not math.isfinite(noise):  # NaN or infinite values on either side: nothing is kept
+        return BlobError(blob, -EXACT_SQNR, 0.0, math.inf)
     norm = math.sqrt(signal * energy)
     cosine = product / norm if norm > 0 else 0.0
     sqnr = 10 * math.log10(signal / noise) if signal > 0 else -EXACT_SQNR

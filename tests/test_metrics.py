@@ -77,6 +77,9 @@ def test_blob_error_of_known_sums():
     assert error.cosine == pytest.approx(float(x @ y) / math.sqrt(25 * 18))
     assert blob_error("b", np.array([1.0, 0, 1, 1, 0])) == BlobError("b", 200.0, 1.0, 0.0)
     assert blob_error("b", np.array([0.0, 4, 0, 4, 2])).sqnr == -200.0
+    for broken in (np.inf, np.nan):
+        error = blob_error("b", np.array([1.0, broken, broken, broken, broken]))
+        assert error == BlobError("b", -200.0, 0.0, math.inf)
     assert oracle.round_half_away(2.5) == 3
 
 

@@ -134,7 +134,7 @@ def gather_int_into(
 @kernel
 def decay(value: np.float32) -> np.float32:
     """Return exp(-value), rounded once as in the elementwise activations, or infinity."""
-    exponent = -float(value)
+    exponent = -np.float64(value)  # float() would stay float32 under the JIT
     return np.float32(math.exp(exponent)) if exponent < LARGEST_EXPONENT else _INFINITY
 
 
