@@ -12,7 +12,7 @@ output is dequantized.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from quantjit import ops
 from quantjit.errors import GraphError
 from quantjit.graph import Array, Graph, Node
-from quantjit.ops import Runner, Shape
+from quantjit.kernels import schedule
+from quantjit.ops import Arrays, Request, Runner, Shape
 from quantjit.quant import QuantParams
 
 OnBlob = Callable[[str, Array], None]
@@ -51,10 +52,38 @@ def count_macs(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
+    """A node with its arrays; row: where it stands in the table of `schedule`, -1 if nowhere."""
+
     node: Node
     run: Runner
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
+    row: int = -1
+
+
+def _tabulate(
+    steps: list[_Step],
+) -> tuple[NDArray[np.int64], list["_Step | tuple[int, int]"]]:
+    """Number the steps that `schedule` runs; return its table, and all parts of a run in order.
+
+    A part is a step, or the (first, last) rows of neighbouring steps that are run in one call.
+    """
+    rows: list[tuple[int, int, int]] = []
+    parts: list[_Step | tuple[int, int]] = []
+    for index, step in enumerate(steps):
+        if step.run is _stay:
+            continue
+        if not isinstance(step.run, schedule.Prepared):
+            parts.append(step)
+            continue
+        step.run.bind(step.inputs, step.outputs)
+        steps[index] = replace(step, row=len(rows))
+        rows.append(step.run.row)
+        if parts and isinstance(parts[-1], tuple):
+            parts[-1] = (parts[-1][0], len(rows))
+        else:
+            parts.append((len(rows) - 1, len(rows)))
+    return np.array(rows, np.int64).reshape(-1, schedule.ROW), parts
 
 
 class _Arena:
@@ -83,9 +112,9 @@ class _Arena:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where blobs live: blob -> its slot and its size in bytes; the size of each slot."""
+    """Where blobs live: blob -> its slot and byte offset there; sizes in bytes."""
 
-    slots: Mapping[str, int]
+    places: Mapping[str, tuple[int, int]]
     bytes: Mapping[str, int]
     slot_sizes: tuple[int, ...]
 
@@ -100,28 +129,91 @@ class _Plan:
 
 def plan_memory(graph: Graph) -> tuple[int, int]:
     """Bytes of all blobs, and of the reused buffers that they are run in; needs no weights."""
-    plan = _plan_memory(graph, infer_shapes(graph), _infer_dtypes(graph))
+    shapes, dtypes = infer_shapes(graph), _infer_dtypes(graph)
+    plan = _plan_memory(graph, shapes, dtypes, _find_views(graph, _requests(graph, shapes)))
     return plan.blob_bytes, plan.arena_bytes
 
 
+def _requests(
+    graph: Graph, shapes: Mapping[str, Shape], threads: int = 1, *, exact_order: bool = False
+) -> dict[str, Request]:
+    """What each node, by name, is prepared for; GraphError if an int8 one lacks a blob's scale."""
+    requests = {}
+    for node in graph.nodes:
+        quants: list[tuple[QuantParams, ...]] = []
+        for blobs in (node.inputs, node.outputs):
+            if node.quant is not None:
+                quants.append(tuple(_scale_of(graph, blob, node) for blob in blobs))
+            else:
+                quants.append(tuple(graph.scales[blob] for blob in blobs if blob in graph.scales))
+        requests[node.name] = Request(
+            node,
+            tuple(shapes[blob] for blob in node.inputs),
+            tuple(shapes[blob] for blob in node.outputs),
+            *quants,
+            graph.arithmetic,
+            threads,
+            exact_order,
+        )
+    return requests
+
+
+def _scale_of(graph: Graph, blob: str, node: Node) -> QuantParams:
+    try:
+        return graph.scales[blob]
+    except KeyError:
+        raise GraphError(f"node {node.name!r}", f"is int8, but blob {blob!r} has no scale") from None
+
+
+def _find_views(graph: Graph, requests: Mapping[str, Request]) -> dict[str, tuple[str, int]]:
+    """Blob -> (the blob that it is a part of, where it lies there in elements).
+
+    Its producer then writes to that place, and the op that would move it there has nothing to do.
+    """
+    views: dict[str, tuple[str, int]] = {}
+    for node in graph.nodes:
+        offsets = ops.get(node.op).moves(requests[node.name])
+        movable = [blob for blob in node.inputs if blob not in views and blob not in graph.constants]
+        if offsets is not None and len(set(movable)) == len(node.inputs):
+            views |= {
+                blob: (node.outputs[0], at) for blob, at in zip(node.inputs, offsets, strict=True)
+            }
+    return views
+
+
 def _plan_memory(
-    graph: Graph, shapes: Mapping[str, Shape], dtypes: Mapping[str, np.dtype[np.generic]]
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, np.dtype[np.generic]],
+    views: Mapping[str, tuple[str, int]],
 ) -> _Plan:
-    """Give every blob a slot that no blob alive at the same time uses."""
+    """Give every blob a place that no other blob alive at the same time uses."""
     sizes = {blob: math.prod(shapes[blob]) * dtypes[blob].itemsize for blob in graph.blobs()}
+    whole: dict[str, tuple[str, int]] = {}  # the blob that a blob is at last a part of
+    for blob in reversed(graph.blobs()):  # a part comes before what it is a part of
+        parent, at = views.get(blob, (blob, 0))
+        root, offset = (blob, 0) if parent == blob else whole[parent]
+        whole[blob] = (root, offset + at * dtypes[blob].itemsize)
     last_read = dict.fromkeys(graph.blobs(), -1)
     for index, node in enumerate(graph.nodes):
-        last_read |= dict.fromkeys(node.inputs, index)
-    last_read |= dict.fromkeys(graph.outputs, len(graph.nodes))
+        roots = [whole[blob][0] for blob in (*node.inputs, *node.outputs) if blob in whole]
+        last_read |= dict.fromkeys(roots, index)
+    last_read |= dict.fromkeys((whole[blob][0] for blob in graph.outputs), len(graph.nodes))
     arena = _Arena()
-    slots = {blob.name: arena.take(sizes[blob.name]) for blob in graph.inputs}
+    slots: dict[str, int] = {}
+    for blob in graph.inputs:
+        root = whole[blob.name][0]
+        slots[root] = arena.take(sizes[root])
     for index, node in enumerate(graph.nodes):
-        for blob in node.outputs:
-            slots[blob] = arena.take(sizes[blob])
-        for blob in dict.fromkeys((*node.inputs, *node.outputs)):
-            if blob in slots and last_read[blob] <= index:
-                arena.give(slots[blob])
-    return _Plan(slots, sizes, tuple(arena.sizes))
+        roots = [whole[blob][0] for blob in (*node.inputs, *node.outputs) if blob in whole]
+        for root in dict.fromkeys(roots):
+            if root not in slots:
+                slots[root] = arena.take(sizes[root])
+        for root in dict.fromkeys(roots):
+            if last_read[root] <= index:
+                arena.give(slots[root])
+    places = {blob: (slots[root], offset) for blob, (root, offset) in whole.items()}
+    return _Plan(places, sizes, tuple(arena.sizes))
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -153,11 +245,14 @@ def _infer_dtypes(graph: Graph) -> dict[str, np.dtype[np.generic]]:
 
 
 class Executor:
-    """Runs one network on inputs of fixed shapes; one executor serves one thread at a time.
+    """Runs one network on inputs of fixed shapes; one executor serves one caller at a time.
 
     Parameters
     ----------
     graph : float, or lowered to int8 (`quantjit.passes.lower.lower`)
+    threads : how many threads share the work of a node; the outputs do not depend on it.  Where
+        there are many inputs, one executor a thread is faster
+    exact_order : run float sums in the order of TNN's naive device, to the bit; slower
 
     Attributes
     ----------
@@ -165,15 +260,19 @@ class Executor:
     arena_bytes : memory of the blobs' buffers; blob_bytes : what they would take without reuse
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, threads: int = 1, *, exact_order: bool = False) -> None:
         graph.validate()
         self.graph = graph
         self.shapes = infer_shapes(graph)
         self._dtypes = _infer_dtypes(graph)
-        plan = _plan_memory(graph, self.shapes, self._dtypes)
+        requests = _requests(graph, self.shapes, threads, exact_order=exact_order)
+        views = _find_views(graph, requests)
+        plan = _plan_memory(graph, self.shapes, self._dtypes, views)
         self.blob_bytes, self.arena_bytes = plan.blob_bytes, plan.arena_bytes
         self._arrays = self._place(plan)
-        self._steps = [self._step(node) for node in graph.nodes]
+        self._steps = [self._step(requests[node.name], views) for node in graph.nodes]
+        self._table, self._parts = _tabulate(self._steps)
+        self._team = schedule.Team(threads) if threads > 1 else None
         self._quantize = {
             blob.name: self._border("quantize", blob.name)
             for blob in graph.inputs
@@ -198,12 +297,27 @@ class Executor:
             self._feed(blob.name, inputs)
             if on_blob:
                 on_blob(blob.name, self._arrays[blob.name])
-        for step in self._steps:
-            step.run(step.inputs, step.outputs)
-            if on_blob:
+        if on_blob is None:
+            for part in self._parts:
+                self._run_part(part)
+        else:
+            for step in self._steps:
+                self._run_part(step)
                 for name, array in zip(step.node.outputs, step.outputs, strict=True):
                     on_blob(name, array)
         return {name: self._fetch(name) for name in self.graph.outputs}
+
+    def _run_part(self, part: "_Step | tuple[int, int]") -> None:
+        """Run a step, or rows of the table."""
+        if isinstance(part, _Step):
+            if part.row < 0:
+                part.run(part.inputs, part.outputs)
+                return
+            part = (part.row, part.row + 1)
+        if self._team is None:
+            schedule.run_alone(self._table, *part)
+        else:
+            self._team.run(self._table, *part)
 
     def _feed(self, name: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
         try:
@@ -230,54 +344,39 @@ class Executor:
         """Make the buffers and give every blob its view into one."""
         buffers = [_aligned(size) for size in plan.slot_sizes]
         arrays: dict[str, Array] = {
-            blob: buffers[slot][: plan.bytes[blob]]
+            blob: buffers[slot][start : start + plan.bytes[blob]]
             .view(self._dtypes[blob])
             .reshape(self.shapes[blob])
-            for blob, slot in plan.slots.items()
+            for blob, (slot, start) in plan.places.items()
         }
         for name, constant in self.graph.constants.items():
             arrays[name] = np.ascontiguousarray(constant, np.float32)
         return arrays
 
-    def _scale_of(self, blob: str, node: Node) -> QuantParams:
-        try:
-            return self.graph.scales[blob]
-        except KeyError:
-            raise GraphError(
-                f"node {node.name!r}", f"is int8, but blob {blob!r} has no scale"
-            ) from None
-
-    def _step(self, node: Node) -> _Step:
-        op = ops.get(node.op)
-        scales = self.graph.scales
-        is_int8 = node.quant is not None
-        if is_int8:
-            input_quant = tuple(self._scale_of(blob, node) for blob in node.inputs)
-            output_quant = tuple(self._scale_of(blob, node) for blob in node.outputs)
-        else:
-            input_quant = tuple(scales[blob] for blob in node.inputs if blob in scales)
-            output_quant = tuple(scales[blob] for blob in node.outputs if blob in scales)
-        request = ops.Request(
-            node,
-            tuple(self.shapes[blob] for blob in node.inputs),
-            tuple(self.shapes[blob] for blob in node.outputs),
-            input_quant,
-            output_quant,
-        )
-        if not is_int8:
+    def _step(self, request: Request, views: Mapping[str, tuple[str, int]]) -> _Step:
+        node, op = request.node, ops.get(request.node.op)
+        inputs = tuple(self._arrays[blob] for blob in node.inputs)
+        outputs = tuple(self._arrays[blob] for blob in node.outputs)
+        if node.inputs and all(views.get(blob, ("",))[0] == node.outputs[0] for blob in node.inputs):
+            return _Step(node, _stay, inputs, outputs)
+        if node.quant is None:
             run = op.prepare_float(request)
         elif op.prepare_int8 is None:
             raise GraphError(f"node {node.name!r}", f"op {node.op!r} has no int8 form")
         else:
             run = op.prepare_int8(request)
-        inputs = tuple(self._arrays[blob] for blob in node.inputs)
-        outputs = tuple(self._arrays[blob] for blob in node.outputs)
         return _Step(node, run, inputs, outputs)
 
     def _border(self, op: str, blob: str) -> Runner:
         """Prepare the conversion of a network input or output that is int8 inside."""
         node = Node(f"{blob}:{op}", op, (blob,), (blob,), ops.NoAttrs())
-        scale = self._scale_of(blob, node)
+        scale = _scale_of(self.graph, blob, node)
         shape = self.shapes[blob]
-        request = ops.Request(node, (shape,), (shape,), (scale,), (scale,))
-        return ops.get(op).prepare_float(request)
+        arithmetic = self.graph.arithmetic
+        return ops.get(op).prepare_float(
+            Request(node, (shape,), (shape,), (scale,), (scale,), arithmetic)
+        )
+
+
+def _stay(inputs: Arrays, outputs: Arrays) -> None:
+    """Run nothing: the inputs are where the output is."""

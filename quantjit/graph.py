@@ -60,7 +60,8 @@ class Graph:
 
     nodes: in an order in which every blob is produced before it is read.  outputs: blob names.
     scales: quantization of blobs by name, empty for a float network.  constants: named arrays that
-    the file carries besides the nodes' weights.
+    the file carries besides the nodes' weights.  arithmetic: how int8 results are rounded, "tnn"
+    (half away from zero) or "onnx" (half to even).
     """
 
     nodes: tuple[Node, ...]
@@ -68,6 +69,7 @@ class Graph:
     outputs: tuple[str, ...]
     scales: Mapping[str, QuantParams] = field(default_factory=dict)
     constants: Mapping[str, Array] = field(default_factory=dict)
+    arithmetic: str = "tnn"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Graph):

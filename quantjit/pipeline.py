@@ -179,12 +179,14 @@ def calibrate(
         threads = 1 if settings.blob_method.startswith("aciq") else jobs
         ranges = {blob: seen.update_range for blob, seen in reference.items()}
         watch = _Watch(ranges, nonfinite)
-        images = _observe(graph, dataset, watch, threads, on_progress, "ranges")
+        images = _observe(
+            graph, dataset, watch, threads, on_progress, "ranges", exact_order=True
+        )
         for seen in reference.values():
             seen.start_histogram()
         counts = {blob: seen.update_histogram for blob, seen in reference.items()}
         again = _Watch(counts, "skip")  # what the first pass let through
-        _observe(graph, dataset, again, threads, on_progress, "histograms")
+        _observe(graph, dataset, again, threads, on_progress, "histograms", exact_order=True)
     else:
         stats = bounded = {blob: BlobStats(count) for blob, count in channels.items()}
         watch = _Watch({blob: seen.update for blob, seen in bounded.items()}, nonfinite)
@@ -229,11 +231,13 @@ def _observe(
     jobs: int | None,
     on_progress: OnProgress,
     stage: str,
+    *,
+    exact_order: bool = False,
 ) -> int:
     """Run the network on every input, show each blob to the watch, and count the inputs."""
 
     def make_worker() -> Callable[[Sample], None]:
-        executor = Executor(graph)
+        executor = Executor(graph, exact_order=exact_order)
 
         def run(sample: Sample) -> None:
             executor.run(sample.arrays, lambda blob, array: watch.update(sample.file, blob, array))

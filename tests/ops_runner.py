@@ -27,22 +27,32 @@ def infer(op, shapes, attrs=None, outputs=1, weights=None):
     return ops.get(op).infer_shape(node, [tuple(shape) for shape in shapes])
 
 
-def run(op, arrays, attrs=None, weights=None, outputs=1, quant=None, dtype=np.float32):
-    """Outputs of an op; quant: (input scales, output scales) for its int8 form or a conversion."""
+def run(
+    op, arrays, attrs=None, weights=None, outputs=1, quant=None, dtype=np.float32, exact_order=False
+):
+    """Outputs of an op; quant: (input scales, output scales) for its int8 form or a conversion.
+
+    Int8 kernels of both kinds, emitted and plain, must agree.
+    """
     form = ops.get(op)
     is_int8 = quant is not None and op not in {"quantize", "dequantize"}
     node = make_node(op, attrs, len(arrays), outputs, weights, NodeQuant() if is_int8 else None)
     shapes = tuple(x.shape for x in arrays)
     out_shapes = form.infer_shape(node, shapes)
-    request = ops.Request(node, shapes, out_shapes, *(quant or ()))
-    runner = (form.prepare_int8 if is_int8 else form.prepare_float)(request)
-    results = [np.full(shape, FILL, np.int8 if is_int8 else dtype) for shape in out_shapes]
     before = [x.copy() for x in arrays]
-    for _ in range(2):  # a runner keeps no state
-        runner(tuple(arrays), tuple(results))
-    for x, kept in zip(arrays, before, strict=True):
-        np.testing.assert_array_equal(x, kept)
-    return results[0] if outputs == 1 else results
+    found = []
+    for plain in (True, False) if is_int8 else (exact_order,):
+        request = ops.Request(node, shapes, out_shapes, *(quant or ((), ())), exact_order=plain)
+        runner = (form.prepare_int8 if is_int8 else form.prepare_float)(request)
+        results = [np.full(shape, FILL, np.int8 if is_int8 else dtype) for shape in out_shapes]
+        for _ in range(2):  # a runner keeps no state
+            runner(tuple(arrays), tuple(results))
+        for x, kept in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(x, kept)
+        found.append(results)
+    for left, right in zip(found[0], found[-1], strict=True):
+        np.testing.assert_array_equal(left, right)
+    return found[-1][0] if outputs == 1 else found[-1]
 
 
 def onnx_reference(op_type, arrays, attributes=None, opset=17, outputs=1, constants=()):

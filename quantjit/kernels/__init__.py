@@ -13,7 +13,8 @@ that neither an edited callee nor another machine's instructions are ever run fr
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -29,6 +30,9 @@ R = TypeVar("R")
 
 prange = numba.prange
 
+FORM_VARIABLE = "QUANTJIT_KERNELS"
+"""Environment variable that names the vector instructions to use; see `quantjit.kernels.simd`."""
+
 
 @cache
 def cache_directory() -> Path:
@@ -36,7 +40,8 @@ def cache_directory() -> Path:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    facts = (numba.__version__, llvmlite.__version__, binding.get_host_cpu_name())
+    form = os.environ.get(FORM_VARIABLE, "")
+    facts = (numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), form)
     digest.update(repr(facts).encode())
     digest.update(repr(sorted(binding.get_host_cpu_features().items())).encode())
     name = digest.hexdigest()[:16]
@@ -57,16 +62,23 @@ def cache_directory() -> Path:
     )
 
 
-def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
+@contextmanager
+def caching() -> Iterator[None]:
+    """Let what is compiled inside be cached in `cache_directory`."""
     before = config.CACHE_DIR
     if not before:  # the user's own NUMBA_CACHE_DIR is kept
         config.CACHE_DIR = str(cache_directory())
     try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+def _compile(function: Callable[P, R], *, parallel: bool) -> Callable[P, R]:
+    with caching():
         compiled: Callable[P, R] = numba.njit(
             cache=True, nogil=True, fastmath=False, error_model="numpy", parallel=parallel
         )(function)
-    finally:
-        config.CACHE_DIR = before
     return compiled
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quantjit.errors import UnsupportedError
 from quantjit.graph import Node
+from quantjit.kernels import simd
 from quantjit.quant import QuantParams
 
 Shape = tuple[int, ...]
@@ -37,7 +38,9 @@ class Request:
     """What a runner is prepared for.
 
     node: with its attributes and weights.  input_shapes, output_shapes: batch first.
-    input_quant, output_quant: blob scales, one per blob; empty in float.
+    input_quant, output_quant: blob scales, one per blob; empty in float.  arithmetic: whose
+    rounding, "tnn" or "onnx".  threads: how many may run the node together.  exact_order: float
+    sums in the order of TNN's naive device, to the bit, which is slower.
     """
 
     node: Node
@@ -45,12 +48,32 @@ class Request:
     output_shapes: tuple[Shape, ...]
     input_quant: tuple[QuantParams, ...] = ()
     output_quant: tuple[QuantParams, ...] = ()
+    arithmetic: str = "tnn"
+    threads: int = 1
+    exact_order: bool = False
+
+    @property
+    def uses_vectors(self) -> bool:
+        """Whether the kernels of `quantjit.kernels.simd` may be used."""
+        return simd.FORM != "portable" and not self.exact_order
 
 
 def no_macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
     """Multiply-accumulates of an op that has none worth counting."""
     del node, inputs, outputs
     return 0
+
+
+def moves_nothing(request: Request) -> tuple[int, ...] | None:
+    """Answer of an op whose output is more than its inputs in another place."""
+    del request
+    return None
+
+
+def moves_all(request: Request) -> tuple[int, ...] | None:
+    """Answer of an op whose output is its only input under another shape."""
+    del request
+    return (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +86,8 @@ class Op:
     where TNN has no int8 form.
     macs(node, input_shapes, output_shapes) -> multiply-accumulates for that batch.
     required_weights(attrs) -> the roles that must be in ``node.weights``.
+    moves(request) -> where in the only output each input lies as it is, in elements, if the op does
+    nothing else, so that inputs that are produced there need not be moved; None if it does more.
     """
 
     name: str
@@ -72,6 +97,7 @@ class Op:
     prepare_int8: Callable[[Request], Runner] | None = None
     macs: Callable[[Node, Sequence[Shape], Sequence[Shape]], int] = no_macs
     required_weights: Callable[[Any], tuple[str, ...]] = lambda _: ()
+    moves: Callable[[Request], tuple[int, ...] | None] = moves_nothing
 
 
 @cache

@@ -106,6 +106,19 @@ def _prepare_concat_int8(request: Request) -> Runner:
     return run
 
 
+def _moves(request: Request) -> tuple[int, ...] | None:
+    """One behind the other, where no other axis comes first and no scale changes."""
+    shapes = request.input_shapes
+    if prod(shapes[0][: _axis(request.node, shapes[0])]) != 1:
+        return None
+    quant = request.input_quant
+    rescales = any(params != request.output_quant[0] for params in quant if request.output_quant)
+    if rescales and not any(params.per_channel for params in quant):
+        return None
+    ends = list(accumulate(prod(shape) for shape in shapes))
+    return (0, *ends[:-1])
+
+
 # ------------------------------------------------------------------ split
 
 
@@ -201,7 +214,14 @@ def _prepare_pixel_shuffle(request: Request) -> Runner:
 
 
 OPS = (
-    Op("concat", ConcatAttrs, _infer_concat, _prepare_concat, _prepare_concat_int8),
+    Op(
+        "concat",
+        ConcatAttrs,
+        _infer_concat,
+        _prepare_concat,
+        _prepare_concat_int8,
+        moves=_moves,
+    ),
     Op("split_v", SplitAttrs, _infer_split_v, _prepare_split_v),
     Op("split", NoAttrs, _infer_split, _prepare_split),
     Op("shuffle_channel", ShuffleAttrs, _infer_shuffle_channel, _prepare_shuffle_channel),

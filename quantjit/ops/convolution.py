@@ -6,6 +6,7 @@ device (``source/tnn/device/cpu/acc/compute/compute_int8.cc``).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 from quantjit.kernels import convolution as kernels
+from quantjit.kernels import simd, tiling
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 
 _ACTIVATIONS = {
@@ -26,6 +28,7 @@ _FUSIONS = {
     "add_activation": kernels.ADD_THEN_ACTIVATION,
     "activation_add": kernels.ACTIVATION_THEN_ADD,
 }
+ROUNDING = {"tnn": simd.AWAY, "onnx": simd.EVEN}
 _FEW = 16
 """Fewer output pixels than this do not fill a vector: the output channels do."""
 
@@ -255,6 +258,17 @@ def _has_few_pixels(attrs: ConvolutionAttrs, pixels: int) -> bool:
     return pixels < min(_FEW, attrs.out_channels // attrs.group)
 
 
+_LIMITS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
+
+
+def _window(attrs: ConvolutionAttrs, top: int, left: int, shapes: tuple[Shape, Shape]) -> Any:
+    in_shape, out_shape = shapes
+    return tiling.Window(
+        in_shape[0], attrs.group, *in_shape[1:], *out_shape[1:], attrs.kernel_h, attrs.kernel_w,
+        attrs.stride_h, attrs.stride_w, top, left, attrs.dilation_h, attrs.dilation_w,
+    )  # fmt: skip
+
+
 def _prepare_float(request: Request) -> Runner:
     node, attrs = request.node, request.node.attrs
     in_shape, out_shape = request.input_shapes[0], request.output_shapes[0]
@@ -263,6 +277,12 @@ def _prepare_float(request: Request) -> Runner:
     weight = np.array(_weight(node), np.float32, order="C")
     bias = _bias(node, np.float32)
     top, bottom, left, right = _pads(node, in_shape)
+    if request.uses_vectors:
+        low, high = _LIMITS.get(attrs.activation, (-np.inf, np.inf))
+        return tiling.prepare_float(
+            _window(attrs, top, left, (in_shape, out_shape)), weight, bias, low, high,
+            swish=attrs.activation == "swish", threads=request.threads,
+        )  # fmt: skip
     geometry = _geometry(attrs, top, left, out_shape)
     activation = _ACTIVATIONS[attrs.activation]
     if _is_depthwise(attrs):
@@ -402,6 +422,11 @@ def _prepare_int8(request: Request) -> Runner:
     input_zero = spread(source.zero_point.astype(np.int16), in_channels, group)
     six = spread(_code_of_six(target.scale), out_channels, group)
     activation, fusion = _ACTIVATIONS[attrs.activation], _FUSIONS[attrs.fusion]
+    if request.uses_vectors and tiling.fits(weight, bias.reshape(-1)):
+        return tiling.prepare_int8(
+            _window(attrs, top, left, (in_shape, out_shape)), weight, bias.reshape(-1),
+            input_zero.reshape(-1).astype(np.int8), _requantization(request, factor), request.threads,
+        )  # fmt: skip
     if _is_depthwise(attrs) and attrs.fusion == "none":
         filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)
         plane = np.empty(out_shape[2:], np.int32)
@@ -488,6 +513,33 @@ def _prepare_int8(request: Request) -> Runner:
         )
 
     return run
+
+
+def _requantization(request: Request, factor: NDArray[np.float32]) -> tiling.Requantization:
+    """Terms of the epilogue; ReLU6 is compared in codes: neither zero point nor add reach it."""
+    attrs, target = request.node.attrs, request.output_quant[0]
+    count = attrs.out_channels
+    nothing = np.zeros(count, np.float32)
+    zero = spread(target.zero_point.astype(np.float32), count, 1)[0]
+    high = nothing + 127
+    capped = attrs.activation == "relu6"
+    if capped:
+        high = spread(_code_of_six(target.scale).astype(np.float32), count, 1)[0]
+        zero = nothing
+    adds = attrs.fusion == "add_activation" or (attrs.fusion == "activation_add" and not capped)
+    plus, minus = nothing, nothing
+    if adds:
+        other = request.input_quant[1]
+        plus = spread(requantization_factor(other.scale, target.scale), count, 1)[0]
+        minus = spread(other.zero_point.astype(np.float32), count, 1)[0] * plus
+    before, after = ((plus, minus), (nothing, nothing))
+    if attrs.fusion == "activation_add":
+        before, after = after, before
+    floor = 0.0 if attrs.activation in {"relu", "relu6"} else -np.inf
+    return tiling.Requantization(
+        factor.reshape(-1), zero, high, *before, *after, floor, ROUNDING[request.arithmetic],
+        adds,
+    )  # fmt: skip
 
 
 def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:

@@ -16,6 +16,7 @@ from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 from quantjit.kernels import elementwise as kernels
 from quantjit.kernels.codes import add_int8_into, dequantize_into, requantize_into
+from quantjit.kernels.wrapped import prepare_add
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.reformat import channel_view
 from quantjit.quant import QuantParams
@@ -110,6 +111,9 @@ def _prepare_float(code: int) -> Callable[[Request], Runner]:
         constants: list[NDArray[np.float32]] = []
         if _has_constant(node):
             constants.append(np.ascontiguousarray(node.weights["constant"], np.float32).ravel())
+        if (code, len(shapes)) == (kernels.ADD, 2) and shapes[0] == shapes[1] and not constants:
+            if request.uses_vectors:
+                return prepare_add(prod(out), request.threads)
         walks = [_walk(shapes[0], shapes[1], out)]
         walks += [_walk(out, shape, out) for shape in shapes[2:]]
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
-from quantjit.kernels import convolution, gemm
+from quantjit.kernels import convolution, gemm, tiling
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.convolution import (
+    ROUNDING,
     check_sums,
     checked_bias,
     checked_weight,
@@ -65,6 +66,9 @@ def _prepare_float(request: Request) -> Runner:
     transposed = np.array(_checked(request.node, depth).T, np.float32, order="C")
     bias = checked_bias(request.node, request.node.attrs.out_features, np.float32)
     count = request.node.attrs.out_features
+    if request.uses_vectors:
+        weight = np.ascontiguousarray(transposed.T)
+        return tiling.prepare_product_float(rows, weight, bias, request.threads)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         out = outputs[0].reshape(rows, -1)
@@ -92,6 +96,16 @@ def _prepare_int8(request: Request) -> Runner:
     factor = spread(requantization_factor(quant.weight_scale, target.scale), count, 1)[0]
     zero_point = spread(target.zero_point, count, 1)[0]
     input_zero = np.int32(source.zero_point[0])
+    if request.uses_vectors and tiling.fits(weight.astype(np.int32), bias):
+        empty = np.zeros(count, np.float32)
+        finish = tiling.Requantization(
+            factor, zero_point.astype(np.float32), empty + 127, empty, empty, empty, empty,
+            -np.inf, ROUNDING[request.arithmetic], adds=False,
+        )  # fmt: skip
+        codes = np.ascontiguousarray(weight, np.int32)
+        return tiling.prepare_product_int8(
+            rows, codes, bias, int(input_zero), finish, request.threads
+        )
     x = np.empty((rows, depth), np.int32)
     sums = np.empty((rows, count), np.int32)
     nothing, no_factor = np.zeros((1, 1), np.int8), np.zeros(1, np.float32)

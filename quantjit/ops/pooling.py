@@ -13,12 +13,14 @@ import numpy as np
 
 from quantjit.errors import GraphError
 from quantjit.graph import Node
+from quantjit.kernels.max_pooling import prepare_max
 from quantjit.kernels.pooling import (
     adaptive_average_pool_into,
     average_pool_int8_into,
     average_pool_into,
     max_pool_into,
 )
+from quantjit.kernels.wrapped import prepare_average
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 
 _RANK = 4  # NCHW
@@ -117,6 +119,11 @@ def _planes(shape: Shape) -> Shape:
 
 def _max_runner(sizes: _Sizes, lowest: np.float32 | np.int8, request: Request) -> Runner:
     planes, out_planes = _planes(request.input_shapes[0]), _planes(request.output_shapes[0])
+    if request.uses_vectors:
+        kind = lowest.dtype.name
+        prepared = prepare_max(kind, planes, out_planes[1:], sizes, request.threads)
+        if prepared is not None:
+            return prepared
     line = np.empty(planes[-1], lowest.dtype)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
@@ -140,6 +147,11 @@ def _prepare_float(request: Request) -> Runner:
     if attrs.kind == "max":
         return _max_runner(sizes, np.finfo(np.float32).min, request)
     _, bottom, _, right = attrs.pads
+    if request.uses_vectors:
+        return prepare_average(
+            planes, out_planes, sizes, (bottom, right), counts_padding=attrs.count_include_pad,
+            threads=request.threads,
+        )  # fmt: skip
 
     def run_average(inputs: Arrays, outputs: Arrays) -> None:
         average_pool_into(

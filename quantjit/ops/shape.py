@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantjit.errors import GraphError
 from quantjit.graph import Node
-from quantjit.ops import Arrays, Op, Request, Runner, Shape
+from quantjit.ops import Arrays, Op, Request, Runner, Shape, moves_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,11 +460,18 @@ def _prepare_tile(request: Request) -> Runner:
 
 
 OPS = (
-    Op("reshape", ReshapeAttrs, _infer_reshape, _prepare_reshape, _prepare_reshape),
-    Op("flatten", FlattenAttrs, _infer_flatten, _copy, _copy),
+    Op(
+        "reshape",
+        ReshapeAttrs,
+        _infer_reshape,
+        _prepare_reshape,
+        _prepare_reshape,
+        moves=lambda request: moves_all(request) if request.node.attrs.layout == "nchw" else None,
+    ),
+    Op("flatten", FlattenAttrs, _infer_flatten, _copy, _copy, moves=moves_all),
     Op("permute", PermuteAttrs, _infer_permute, _prepare_permute, _prepare_permute),
-    Op("squeeze", AxesAttrs, _infer_squeeze, _copy),
-    Op("unsqueeze", AxesAttrs, _infer_unsqueeze, _copy),
+    Op("squeeze", AxesAttrs, _infer_squeeze, _copy, moves=moves_all),
+    Op("unsqueeze", AxesAttrs, _infer_unsqueeze, _copy, moves=moves_all),
     Op("pad", PadAttrs, _infer_pad, _prepare_pad),
     Op("pad_v2", PadAttrs, _infer_pad, _prepare_pad),
     _slice_op("strided_slice", _slices_v1),
