@@ -52,13 +52,13 @@ def count_macs(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A node with its arrays; row: where it stands in the table of `schedule`, -1 if nowhere."""
+    """A node with its arrays; rows: first and last + 1 in the table of `schedule`, if there."""
 
     node: Node
     run: Runner
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
-    row: int = -1
+    rows: tuple[int, int] = (0, 0)
 
 
 def _tabulate(
@@ -73,16 +73,17 @@ def _tabulate(
     for index, step in enumerate(steps):
         if step.run is _stay:
             continue
-        if not isinstance(step.run, schedule.Prepared):
+        if not isinstance(step.run, schedule.Prepared | schedule.Chain):
             parts.append(step)
             continue
         step.run.bind(step.inputs, step.outputs)
-        steps[index] = replace(step, row=len(rows))
-        rows.append(step.run.row)
+        first = len(rows)
+        rows += step.run.rows
+        steps[index] = replace(step, rows=(first, len(rows)))
         if parts and isinstance(parts[-1], tuple):
             parts[-1] = (parts[-1][0], len(rows))
         else:
-            parts.append((len(rows) - 1, len(rows)))
+            parts.append((first, len(rows)))
     return np.array(rows, np.int64).reshape(-1, schedule.ROW), parts
 
 
@@ -310,10 +311,10 @@ class Executor:
     def _run_part(self, part: "_Step | tuple[int, int]") -> None:
         """Run a step, or rows of the table."""
         if isinstance(part, _Step):
-            if part.row < 0:
+            if part.rows[0] == part.rows[1]:
                 part.run(part.inputs, part.outputs)
                 return
-            part = (part.row, part.row + 1)
+            part = part.rows
         if self._team is None:
             schedule.run_alone(self._table, *part)
         else:

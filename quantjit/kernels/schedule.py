@@ -171,29 +171,53 @@ class Prepared:
     """A node that is ready to run, alone or as a row of a table.
 
     description: int64, the addresses of input and output first.  function: what does a task.
-    tasks: how many there are.  arrays: what the description points at.
+    tasks: how many there are.  arrays: what the description points at.  source: which of the
+    inputs is read.
     """
 
     description: NDArray[np.int64]
     function: TaskFunction
     tasks: int
     arrays: tuple[NDArray[Any], ...] = ()
+    source: int = 0
 
     def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
         """Point at these C-contiguous arrays, which the caller keeps alive."""
-        self.description[INPUT] = inputs[0].ctypes.data
+        self.description[INPUT] = inputs[self.source].ctypes.data
         self.description[OUTPUT] = outputs[0].ctypes.data
         self.description[SECOND_INPUT] = inputs[-1].ctypes.data
 
     @property
-    def row(self) -> tuple[int, int, int]:
-        """Its row in a table."""
-        return pointer(self.function), self.description.ctypes.data, self.tasks
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Its row in a table, as the only one of a list."""
+        return [(pointer(self.function), self.description.ctypes.data, self.tasks)]
 
     def __call__(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
         """Run on these arrays, on this thread."""
         self.bind(inputs, outputs)
-        run_alone(np.array([self.row], np.int64), 0, 1)
+        run_alone(np.array(self.rows, np.int64), 0, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """A node that takes several rows of a table, one after the other."""
+
+    links: tuple[Prepared, ...]
+
+    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
+        """Point at these C-contiguous arrays, which the caller keeps alive."""
+        for link in self.links:
+            link.bind(inputs, outputs)
+
+    @property
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Its rows in a table."""
+        return [row for link in self.links for row in link.rows]
+
+    def __call__(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
+        """Run on these arrays, on this thread."""
+        for link in self.links:
+            link(inputs, outputs)
 
 
 class Team:

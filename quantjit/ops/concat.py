@@ -10,6 +10,8 @@ import numpy as np
 from quantjit.errors import GraphError
 from quantjit.graph import Node
 from quantjit.kernels.codes import translate_into
+from quantjit.kernels.schedule import Chain
+from quantjit.kernels.tables import PERMUTES, prepare_translation
 from quantjit.ops import Arrays, NoAttrs, Op, Request, Runner, Shape
 from quantjit.ops.reformat import CODES, code_tables
 from quantjit.quant import QuantParams
@@ -97,6 +99,17 @@ def _prepare_concat_int8(request: Request) -> Runner:
     offsets = [
         end - view[2] for end, view in zip(accumulate(v[2] for v in views), views, strict=True)
     ]
+
+    if request.uses_vectors and PERMUTES:
+        pieces = enumerate(zip(views, tables, offsets, strict=True))
+        return Chain(
+            tuple(
+                prepare_translation(
+                    table[0], view[0], view[2], (out_view[2], offset), index, request.threads
+                )
+                for index, (view, table, offset) in pieces
+            )
+        )
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         out = outputs[0].reshape(out_view)
