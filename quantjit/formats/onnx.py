@@ -1,0 +1,37 @@
+"""ONNX models: ``.onnx``, opset 7 to the newest that the ``onnx`` package knows.
+
+Read are float networks and, by float arithmetic on their exact codes, int8 ones made of
+QuantizeLinear and DequantizeLinear.  Nodes and blobs keep their names; blobs are float32 in NCHW,
+and whatever the file computes from shapes and constants is computed while reading, so that the
+graph holds layers only.  The package is imported when a file is read or written, not before.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantjit.formats import Format
+from quantjit.graph import Graph
+
+Shape = tuple[int, ...]
+
+
+def read(paths: tuple[Path, ...], shapes: Mapping[str, Shape] | None = None) -> Graph:
+    """Read a network.
+
+    shapes: of inputs by name, for those whose size the file leaves open; a batch dimension that is
+    left open is 1 without being asked.  Raises FormatError: the file cannot be read, or uses
+    operators that quantjit cannot run, all of which are named.
+    """
+    from quantjit.formats import _onnx_read
+
+    return _onnx_read.read(paths[0], shapes or {})
+
+
+def read_structure(path: Path) -> Graph:
+    """Read a network; weights in external files that are not there are zeros."""
+    from quantjit.formats import _onnx_read
+
+    return _onnx_read.read(path, {}, with_weights=False)
+
+
+FORMAT = Format("onnx", (".onnx",), read, None, read_structure)
