@@ -15,6 +15,8 @@ from types import MappingProxyType
 from quantjit.errors import UnsupportedError
 from quantjit.graph import Graph
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
@@ -23,6 +25,8 @@ class Format:
     suffixes: of its files, the structure first, then the weights where they are another file.
     read(paths) -> Graph; write(graph, paths) -> None, atomically; `paths` in the order of suffixes.
     read_structure(path) -> Graph without weights, for formats that keep these in another file.
+    read_shaped(paths, shapes) -> Graph with these input shapes, for formats whose files may leave
+    them open.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Format:
     read: Callable[[tuple[Path, ...]], Graph]
     write: Callable[[Graph, tuple[Path, ...]], None] | None
     read_structure: Callable[[Path], Graph] | None = None
+    read_shaped: Callable[[tuple[Path, ...], Mapping[str, Shape]], Graph] | None = None
 
 
 @cache
@@ -59,17 +64,28 @@ def _paths(item: Format, path: Path, weights: Path | None) -> tuple[Path, ...]:
     return tuple(path.with_suffix(suffix) for suffix in item.suffixes)
 
 
-def load(path: str | Path, weights: str | Path | None = None) -> Graph:
+def load(
+    path: str | Path,
+    weights: str | Path | None = None,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Graph:
     """Read a network.
 
     path: the model file (for TNN the .tnnproto).  weights: its second file (for TNN the .tnnmodel);
-    by default the same name with the other suffix.
+    by default the same name with the other suffix.  shapes: of inputs by name, in place of what the
+    file says.
 
     Raises FormatError (file, place, expected, found) or UnsupportedError (unknown suffix).
     """
     path = Path(path)
     item = _of(path)
-    return item.read(_paths(item, path, None if weights is None else Path(weights)))
+    paths = _paths(item, path, None if weights is None else Path(weights))
+    if not shapes:
+        return item.read(paths)
+    if item.read_shaped is None:
+        return item.read(paths).with_input_shapes(shapes)
+    return item.read_shaped(paths, shapes)
 
 
 def load_structure(path: str | Path) -> Graph:

@@ -83,7 +83,7 @@ def _multiplied(values: Sequence[Array | None]) -> int:
     if left is None or right is None or not min(left.ndim, right.ndim):
         return 0
     inner = max(left.shape[-1], 1)
-    return left.size * right.size // inner
+    return int(left.size * right.size // inner)
 
 
 _SIZES: dict[str, Callable[[Sequence[Array | None]], int]] = {

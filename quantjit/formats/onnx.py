@@ -9,13 +9,16 @@ graph holds layers only.  The package is imported when a file is read or written
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantjit.formats import Format
+from quantjit.formats import Format, Shape
 from quantjit.graph import Graph
 
-Shape = tuple[int, ...]
+
+def read(paths: tuple[Path, ...]) -> Graph:
+    """Read a network at the input shapes that the file states; see `read_shaped`."""
+    return read_shaped(paths, {})
 
 
-def read(paths: tuple[Path, ...], shapes: Mapping[str, Shape] | None = None) -> Graph:
+def read_shaped(paths: tuple[Path, ...], shapes: Mapping[str, Shape]) -> Graph:
     """Read a network.
 
     shapes: of inputs by name, for those whose size the file leaves open; a batch dimension that is
@@ -24,7 +27,7 @@ def read(paths: tuple[Path, ...], shapes: Mapping[str, Shape] | None = None) -> 
     """
     from quantjit.formats import _onnx_read
 
-    return _onnx_read.read(paths[0], shapes or {})
+    return _onnx_read.read(paths[0], shapes)
 
 
 def read_structure(path: Path) -> Graph:
@@ -34,4 +37,4 @@ def read_structure(path: Path) -> Graph:
     return _onnx_read.read(path, {}, with_weights=False)
 
 
-FORMAT = Format("onnx", (".onnx",), read, None, read_structure)
+FORMAT = Format("onnx", (".onnx",), read, None, read_structure, read_shaped)
