@@ -103,7 +103,7 @@ class _Reader:
             self.shapes[blob.name] = blob.shape
             self._kinds[blob.name] = blob.dtype if "int" in blob.dtype else "float32"
         else:
-            reason = "its numbers are neither floats nor 8-bit integers; make it a float input"
+            reason = "its numbers are neither floats nor integers of at most 16 bits; make it a float input"
             self._problems.append(_Problem("an input", blob.name, reason))
             self._unknown.add(blob.name)
 

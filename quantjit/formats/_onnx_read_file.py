@@ -33,6 +33,8 @@ _INPUT_TYPES = {
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.UINT8: "uint8",
     TensorProto.INT8: "int8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.INT16: "int16",
 }
 
 
@@ -227,6 +229,8 @@ def _input(path: Path, value: Any, given: Shape | None) -> Blob:
             raise UsageError(
                 f"input {value.name!r} of {path} has {len(dims)} dimensions, {given} was given"
             )
+        if min(given, default=1) < 1:
+            raise UsageError(f"input {value.name!r} of {path}: sizes must be positive, not {given}")
         return Blob(value.name, tuple(given), dtype)
     if dims is None:
         raise FormatError(

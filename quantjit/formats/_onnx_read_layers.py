@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.formats._onnx_read_call import Call, MalformedError, RefusedError, Translation
+from quantjit.ops.activation import PowerAttrs
 from quantjit.ops.convolution import ConvolutionAttrs
 from quantjit.ops.elementwise import BinaryAttrs
 from quantjit.ops.inner_product import InnerProductAttrs
@@ -20,7 +21,7 @@ from quantjit.ops.normalization import (
 )
 from quantjit.ops.pooling import PoolingAttrs
 from quantjit.ops.reduce import ReduceAttrs
-from quantjit.ops.shape import PermuteAttrs, ReshapeAttrs
+from quantjit.ops.shape import AxesAttrs, PermuteAttrs, ReshapeAttrs
 from quantjit.ops.softmax import SoftmaxAttrs
 
 Shape = tuple[int, ...]
@@ -204,10 +205,25 @@ def _add_scaled(call: Call, product: str, beta: np.float32) -> None:
     call.emit("add", (product, addend), BinaryAttrs())
 
 
+def _matmul_of_vector(call: Call, left: Shape, right: Shape) -> None:
+    """Multiply with a vector: a matrix of one row or column, whose dimension is dropped again."""
+    operands = [call.blob(0), call.blob(1)]
+    dropped: list[int] = []
+    for index, (shape, axis) in enumerate(((left, 0), (right, 1))):
+        if len(shape) == 1:
+            operands[index] = call.emit(
+                "unsqueeze", (operands[index],), AxesAttrs((axis,)), suffix=f"operand{index}"
+            )
+            dropped.append(-2 if index == 0 else -1)
+    product = call.emit("matmul", tuple(operands), MatMulAttrs(), suffix="product")
+    call.emit("squeeze", (product,), AxesAttrs(tuple(dropped)))
+
+
 def _matmul(call: Call) -> None:
     left, right = call.shape(0), call.shape(1)
     if min(len(left), len(right)) < 2:
-        raise RefusedError(f"it multiplies shapes {left} and {right}; a vector is not run")
+        _matmul_of_vector(call, left, right)
+        return
     left_value, right_value = call.value(0), call.value(1)
     if right_value is not None and len(left) == 2 and len(right) == 2:
         weight = call.float_constant(1, "weight").T
@@ -325,8 +341,6 @@ def _axis(call: Call, default: int) -> int:
 
 
 def _layer_normalization(call: Call) -> None:
-    if call.wants(1) or call.wants(2):
-        raise RefusedError("its second and third outputs are for training and not computed")
     shape, axis = call.shape(), _axis(call, -1)
     row = shape[axis:]
     weights = {}
@@ -335,6 +349,22 @@ def _layer_normalization(call: Call) -> None:
         weights[role] = np.array(np.broadcast_to(given, row), np.float32)
     attrs = LayerNormAttrs(len(row), call.real("epsilon", 1e-5))
     call.emit("layer_norm", attrs=attrs, weights=weights)
+    if call.wants(1) or call.wants(2):
+        _layer_statistics(call, tuple(range(axis, len(shape))), attrs.epsilon)
+
+
+def _layer_statistics(call: Call, axes: Shape, epsilon: float) -> None:
+    """Compute the second and third output: the mean, and one over the standard deviation."""
+    names = [*call.proto.output, ""][1:3]
+    mean = names[0] if call.wants(1) else f"{call.output()}:mean"
+    over = ReduceAttrs(axes)
+    call.emit("reduce_mean", attrs=over, outputs=(mean,))
+    if call.wants(2):
+        centred = call.emit("sub", (call.blob(), mean), BinaryAttrs(), suffix="centred")
+        square = call.emit("power", (centred,), PowerAttrs(2.0), suffix="square")
+        variance = call.emit("reduce_mean", (square,), over, suffix="variance")
+        inverse = PowerAttrs(-0.5, 1.0, epsilon)
+        call.emit("power", (variance,), inverse, outputs=(names[1],))
 
 
 def _group_normalization(call: Call) -> None:

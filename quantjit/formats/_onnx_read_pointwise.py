@@ -14,11 +14,20 @@ from quantjit.ops.curves import CurveAttrs
 from quantjit.ops.elementwise import BinaryAttrs
 from quantjit.ops.linear_codes import CodesAttrs
 from quantjit.ops.reduce import ReduceAttrs
-from quantjit.ops.shape import CastAttrs
+from quantjit.ops.shape import CastAttrs, ConstantAttrs
 
 _LARGEST = float(np.finfo(np.float32).max)
-_CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
-_CODES["uint16"] = (0, 2**16 - 1)
+_CODES = {
+    "int2": (-2, 1),
+    "uint2": (0, 3),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-(2**15), 2**15 - 1),
+    "uint16": (0, 2**16 - 1),
+}
+"""Types of codes and their ranges; all of them are exact in float32."""
 
 
 def _plain(op: str, attrs: Any = None) -> Translation:
@@ -221,11 +230,14 @@ def _identity(call: Call) -> None:
 
 
 def _dropout(call: Call) -> None:
-    if call.has(2) and bool(call.constant(2, "training mode").any()):
+    drops = bool(call.constant(1, "ratio").any()) if call.has(1) else True
+    if drops and call.has(2) and bool(call.constant(2, "training mode").any()):
         raise RefusedError("it is in training mode; export the network for inference")
-    if call.wants(1):
-        raise RefusedError("its mask is not computed")
     call.alias(call.blob())
+    if call.wants(1):  # the mask: nothing is dropped
+        ones = {"value": np.ones(call.shape(), np.float32)}
+        attrs = ConstantAttrs(call.shape())
+        call.emit("constant", (), attrs, ones, outputs=(call.proto.output[1],), kind="bool")
 
 
 def _cast(call: Call) -> None:

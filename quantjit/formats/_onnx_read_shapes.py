@@ -191,7 +191,9 @@ def _space_to_depth(call: Call) -> None:
         raise MalformedError(f"{h} x {w} pixels are not blocks of {block}")
     split = ReshapeAttrs((n, c, h // block, block, w // block, block))
     parts = call.emit("reshape", attrs=split, suffix="blocks")
-    moved = call.emit("permute", (parts,), PermuteAttrs((0, 3, 5, 1, 2, 4)), suffix="moved")
+    blocks_first = call.text("mode", "DCR") != "CRD"
+    order = (0, 3, 5, 1, 2, 4) if blocks_first else (0, 1, 3, 5, 2, 4)
+    moved = call.emit("permute", (parts,), PermuteAttrs(order), suffix="moved")
     call.emit("reshape", (moved,), ReshapeAttrs((n, c * block * block, h // block, w // block)))
 
 
