@@ -263,6 +263,7 @@ class Executor:
             tuple(self.shapes[blob] for blob in node.outputs),
             input_quant,
             output_quant,
+            self.graph.arithmetic,
         )
         if not is_int8:
             run = op.prepare_float(request)
@@ -279,5 +280,5 @@ class Executor:
         node = Node(f"{blob}:{op}", op, (blob,), (blob,), ops.NoAttrs())
         scale = self._scale_of(blob, node)
         shape = self.shapes[blob]
-        request = ops.Request(node, (shape,), (shape,), (scale,), (scale,))
+        request = ops.Request(node, (shape,), (shape,), (scale,), (scale,), self.graph.arithmetic)
         return ops.get(op).prepare_float(request)

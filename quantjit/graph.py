@@ -60,7 +60,8 @@ class Graph:
 
     nodes: in an order in which every blob is produced before it is read.  outputs: blob names.
     scales: quantization of blobs by name, empty for a float network.  constants: named arrays that
-    the file carries besides the nodes' weights.
+    the file carries besides the nodes' weights.  arithmetic: whose integer arithmetic int8 nodes
+    run in, "tnn" (half away from zero) or "onnx" (half to even, as onnxruntime).
     """
 
     nodes: tuple[Node, ...]
@@ -68,6 +69,7 @@ class Graph:
     outputs: tuple[str, ...]
     scales: Mapping[str, QuantParams] = field(default_factory=dict)
     constants: Mapping[str, Array] = field(default_factory=dict)
+    arithmetic: str = "tnn"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Graph):
@@ -76,6 +78,7 @@ class Graph:
             (self.nodes, self.inputs, self.outputs) == (other.nodes, other.inputs, other.outputs)
             and dict(self.scales) == dict(other.scales)
             and _same_arrays(self.constants, other.constants)
+            and self.arithmetic == other.arithmetic
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays

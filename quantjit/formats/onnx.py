@@ -8,9 +8,12 @@ graph holds layers only.  The package is imported when a file is read or written
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quantjit.formats import Format, Shape
 from quantjit.graph import Graph
+
+_FIRST_TAGS = (b"\x08", b"\x12", b"\x1a", b"\x3a", b"\x42")  # ir_version, producer, graph, opsets
 
 
 def read(paths: tuple[Path, ...]) -> Graph:
@@ -37,4 +40,18 @@ def read_structure(path: Path) -> Graph:
     return _onnx_read.read(path, {}, with_weights=False)
 
 
-FORMAT = Format("onnx", (".onnx",), read, None, read_structure, read_shaped)
+def write(graph: Graph, paths: tuple[Path, ...], **options: Any) -> None:
+    """Write a network; options are those of `quantjit.formats._onnx_write.write`."""
+    from quantjit.formats import _onnx_write
+
+    _onnx_write.write(graph, paths[0], **options)
+
+
+def _recognizes(head: bytes) -> bool:
+    """Tell a protobuf with a field of ModelProto in front."""
+    return head[:1] in _FIRST_TAGS
+
+
+FORMAT = Format(
+    "onnx", (".onnx",), read, write, read_structure, read_shaped, recognizes=_recognizes
+)

@@ -37,7 +37,8 @@ class Request:
     """What a runner is prepared for.
 
     node: with its attributes and weights.  input_shapes, output_shapes: batch first.
-    input_quant, output_quant: blob scales, one per blob; empty in float.
+    input_quant, output_quant: blob scales, one per blob; empty in float.  arithmetic: that of the
+    graph, see `quantjit.graph.Graph`.
     """
 
     node: Node
@@ -45,6 +46,12 @@ class Request:
     output_shapes: tuple[Shape, ...]
     input_quant: tuple[QuantParams, ...] = ()
     output_quant: tuple[QuantParams, ...] = ()
+    arithmetic: str = "tnn"
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether int8 results are rounded half to even, zero points added behind."""
+        return self.arithmetic == "onnx"
 
 
 def no_macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
@@ -59,8 +66,8 @@ class Op:
 
     infer_shape(node, input_shapes) -> output shapes; raises GraphError naming the node.
     prepare_float(request) -> runner over float32 arrays.
-    prepare_int8(request) -> runner over int8 arrays in the arithmetic of TNN's naive device; None
-    where TNN has no int8 form.
+    prepare_int8(request) -> runner over int8 arrays in the request's arithmetic: that of TNN's
+    naive device or of onnxruntime; None where there is no int8 form.
     macs(node, input_shapes, output_shapes) -> multiply-accumulates for that batch.
     required_weights(attrs) -> the roles that must be in ``node.weights``.
     """

@@ -14,6 +14,7 @@ from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 from quantjit.kernels import convolution as kernels
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
+from quantjit.quant import QuantParams
 
 _ACTIVATIONS = {
     "none": kernels.NONE,
@@ -389,6 +390,8 @@ def _prepare_int8(request: Request) -> Runner:
     quant = node.quant
     if quant is None:
         raise GraphError(_place(node), "is not quantized")
+    if request.is_onnx and (attrs.fusion != "none" or attrs.activation == "swish"):
+        raise GraphError(_place(node), "ONNX has no int8 form of what is fused into it")
     out_channels, in_channels, group = attrs.out_channels, attrs.in_channels, attrs.group
     top, _, left, _ = _pads(node, in_shape)
     geometry = _geometry(attrs, top, left, out_shape)
@@ -400,7 +403,8 @@ def _prepare_int8(request: Request) -> Runner:
     factor = spread(factor, out_channels, group)
     zero_point = spread(target.zero_point, out_channels, group)
     input_zero = spread(source.zero_point.astype(np.int16), in_channels, group)
-    six = spread(_code_of_six(target.scale), out_channels, group)
+    codes_of_six = _even_code_of_six(target) if request.is_onnx else _code_of_six(target.scale)
+    six = spread(codes_of_six, out_channels, group)
     activation, fusion = _ACTIVATIONS[attrs.activation], _FUSIONS[attrs.fusion]
     if _is_depthwise(attrs) and attrs.fusion == "none":
         filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)
@@ -417,6 +421,7 @@ def _prepare_int8(request: Request) -> Runner:
                 zero_point.reshape(-1),
                 six.reshape(-1),
                 activation,
+                request.is_onnx,
                 plane,
                 outputs[0],
             )
@@ -452,6 +457,7 @@ def _prepare_int8(request: Request) -> Runner:
                 zero_point,
                 six,
                 activation,
+                request.is_onnx,
                 fusion,
                 inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
                 add_factor,
@@ -478,6 +484,7 @@ def _prepare_int8(request: Request) -> Runner:
             zero_point,
             six,
             activation,
+            request.is_onnx,
             fusion,
             inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
             add_factor,
@@ -496,6 +503,15 @@ def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:
     with np.errstate(over="ignore"):
         np.divide(np.float32(6), scale, out=steps, where=scale > 0)
     codes: NDArray[np.int8] = np.minimum(steps + np.float32(0.5), 127).astype(np.int8)
+    return codes
+
+
+def _even_code_of_six(target: QuantParams) -> NDArray[np.int8]:
+    """Code of 6.0 in ONNX: half to even, with the zero point, saturated."""
+    steps = np.full(target.scale.shape, np.float32(255))
+    with np.errstate(over="ignore"):
+        np.divide(np.float32(6), target.scale, out=steps, where=target.scale > 0)
+    codes: NDArray[np.int8] = np.minimum(np.rint(steps) + target.zero_point, 127).astype(np.int8)
     return codes
 
 

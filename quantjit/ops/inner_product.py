@@ -104,8 +104,8 @@ def _prepare_int8(request: Request) -> Runner:
         for row in range(rows):
             convolution.finish_int8_into(
                 sums[row].reshape(count, 1), 0, 1, bias, factor, zero_point, zero_point,
-                convolution.NONE, convolution.NO_ADD, nothing, no_factor, nothing[0],
-                out[row].reshape(count, 1),
+                convolution.NONE, request.is_onnx, convolution.NO_ADD, nothing, no_factor,
+                nothing[0], out[row].reshape(count, 1),
             )  # fmt: skip
 
     return run
