@@ -43,14 +43,15 @@ TRANSLATIONS: Mapping[str, Translation] = {
 _ON_CODES = {  # types that keep or explicitly convert integers
     *("Cast", "DequantizeLinear", "QuantizeLinear", "MaxPool", "Concat", "Split", "Identity"),
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Pad"),
-    *("DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Dropout"),
+    *("DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Dropout", "Where", "And", "Or", "Not"),
+    "Equal",
 }
 _OUTSIDE = "end the network before it (onnx.utils.extract_model) and compute the rest outside"
 _HINTS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "export the network without control flow"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "only feed-forward networks are read"),
     **dict.fromkeys(
-        ("NonMaxSuppression", "TopK", "ArgMax", "ArgMin", "NonZero", "RoiAlign", "Where"), _OUTSIDE
+        ("NonMaxSuppression", "TopK", "ArgMax", "ArgMin", "NonZero", "RoiAlign"), _OUTSIDE
     ),
     **dict.fromkeys(
         ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
@@ -101,9 +102,11 @@ class _Reader:
     def _input(self, blob: Blob) -> None:
         if blob.dtype:
             self.shapes[blob.name] = blob.shape
-            self._kinds[blob.name] = blob.dtype if "int" in blob.dtype else "float32"
+            self._kinds[blob.name] = "float32" if "float" in blob.dtype else blob.dtype
         else:
-            reason = "its numbers are neither floats nor integers of at most 16 bits; make it a float input"
+            reason = (
+                "its numbers are no floats and no integers of 16 bits or less; make them floats"
+            )
             self._problems.append(_Problem("an input", blob.name, reason))
             self._unknown.add(blob.name)
 
@@ -151,6 +154,10 @@ class _Reader:
             return True
         if op in {"Shape", "Size"} and self.value(proto.input[0]) is None:
             self._constants[proto.output[0]] = self._measured(proto, op)
+            return True
+        value = self.value(proto.input[0]) if op == "CastLike" else None
+        if value is not None and self.value(proto.input[1]) is None:
+            self._constants[proto.output[0]] = value.astype(self.kind(proto.input[1]))
             return True
         values = [self.value(name) if name else None for name in proto.input]
         given = [value is not None for value in values]

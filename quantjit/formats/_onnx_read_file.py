@@ -35,6 +35,7 @@ _INPUT_TYPES = {
     TensorProto.INT8: "int8",
     TensorProto.UINT16: "uint16",
     TensorProto.INT16: "int16",
+    TensorProto.BOOL: "bool",
 }
 
 

@@ -204,6 +204,20 @@ def _pow(call: Call) -> None:
         call.emit("pow", (call.blob(0), call.blob(1)))
 
 
+def _comparison(op: str) -> Translation:
+    """Make the translation of an operator whose result is true or false."""
+
+    def translate(call: Call) -> None:
+        blobs = tuple(call.blob(index) for index in range(len(call.proto.input)))
+        call.emit(op, blobs, kind="bool")
+
+    return translate
+
+
+def _where(call: Call) -> None:
+    call.emit("where", (call.blob(0), call.blob(1), call.blob(2)), kind=call.kind(1))
+
+
 # ------------------------------------------------------------------ reductions
 
 
@@ -260,6 +274,15 @@ def _cast(call: Call) -> None:
         raise RefusedError(f"a cast to {dtype} is not run")
 
 
+def _cast_like(call: Call) -> None:
+    target = call.value(1)
+    dtype = call.kind(1) if target is None else str(target.dtype)
+    if "float" in dtype and call.kind() == "float32":
+        call.alias(call.blob())
+    else:
+        raise RefusedError(f"a cast of {call.kind()} to {dtype} is not run")
+
+
 def _scale_and_zero(call: Call) -> tuple[dict[str, NDArray[Any]], int, str]:
     """Return weights "scale" and "zero_point", their axis, and the type of the codes."""
     scale = call.float_constant(1, "scale")
@@ -305,6 +328,16 @@ _REDUCTIONS = {
     "ReduceLogSum": "reduce_log_sum",
     "ReduceLogSumExp": "reduce_log_sum_exp",
     "ReduceSumSquare": "reduce_sum_square",
+}
+_COMPARISONS = {
+    "Less": "less",
+    "Greater": "greater",
+    "LessOrEqual": "less_or_equal",
+    "GreaterOrEqual": "greater_or_equal",
+    "Equal": "equal",
+    "And": "logical_and",
+    "Or": "logical_or",
+    "Not": "logical_not",
 }
 _PLAIN = {
     "Relu": "relu",
@@ -353,11 +386,14 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "Sum": _variadic("add"),
     "Max": _variadic("maximum"),
     "Min": _variadic("minimum"),
+    **{name: _comparison(op) for name, op in _COMPARISONS.items()},
+    "Where": _where,
     "Mean": _mean,
     "Pow": _pow,
     "Identity": _identity,
     "Dropout": _dropout,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "QuantizeLinear": _quantize_linear,
     "DequantizeLinear": _dequantize_linear,
 }
