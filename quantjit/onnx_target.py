@@ -46,6 +46,8 @@ def choose_nodes(
     for node in graph.nodes:
         if node.name in excluded:
             reasons[node.name] = excluded[node.name]
+        elif graph.constants.keys() & set(node.inputs):
+            reasons[node.name] = "reads a constant blob"
         elif node.op in ("convolution", "inner_product"):
             swish = node.op == "convolution" and node.attrs.activation == "swish"
             reasons[node.name] = "onnxruntime has no int8 form of a fused swish" if swish else ""

@@ -40,6 +40,9 @@ MERGES = ("channel", "mix", "tensor")
 TARGETS = ("tnn", "onnx")
 """Formats of the int8 network: each has its own scales and integer arithmetic."""
 
+ACTIVATIONS = ("int8", "uint8")
+"""Types of the codes of blobs in an ONNX file."""
+
 _WEIGHTED = ("convolution", "inner_product")
 _FREE = ("convolution", "inner_product", "add")  # requantize to any output scale
 _INT32_LIMIT = float(2**31 - 2**24)  # the accumulator needs room beside the bias
@@ -52,8 +55,9 @@ class Settings:
 
     blob_method, weight_method: names of solvers.  merge: one of MERGES.  compat: reproduce TNN's
     tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
-    (``block?/*``).  target: one of TARGETS.  symmetric: for ONNX, blobs without zero points, as
-    they always are for TNN unless the blob method has them.
+    (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
+    they always are for TNN unless the blob method has them; activations: type of their codes in
+    the file, one of ACTIVATIONS.
     """
 
     blob_method: str = "minmax"
@@ -64,12 +68,15 @@ class Settings:
     target: str = "tnn"
     symmetric: bool = False
     exclude: tuple[str, ...] = ()
+    activations: str = "uint8"
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
             raise UnsupportedError("merge type", self.merge, MERGES)
         if self.target not in TARGETS:
             raise UnsupportedError("target", self.target, TARGETS)
+        if self.activations not in ACTIVATIONS:
+            raise UnsupportedError("type of activations", self.activations, ACTIVATIONS)
         _ = self.blob_solver, self.weight_solver
         if self.target == "onnx":
             self._check_onnx()
@@ -101,7 +108,9 @@ class Settings:
     def __str__(self) -> str:
         mode = ", compat tnn" if self.compat else ""
         if self.target != "tnn":
-            mode += f", {self.target}{', symmetric' if self.symmetric else ''}"
+            mode += f", {self.target}"
+            mode += ", symmetric" if self.symmetric else ""
+            mode += ", int8 activations" if self.activations == "int8" else ""
         return f"blobs {self.blob_method}, weights {self.weight_method}, {self.merge}{mode}"
 
 
@@ -379,7 +388,10 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
         blob for node in quantized.nodes if node.quant for blob in (*node.inputs, *node.outputs)
     }
     kept = {blob: params for blob, params in scales.items() if blob in touched}
-    return replace(quantized, scales=kept, arithmetic=settings.target)
+    arithmetic = settings.target
+    if arithmetic == "onnx" and settings.activations == "uint8":
+        arithmetic = "onnx-uint8"
+    return replace(quantized, scales=kept, arithmetic=arithmetic)
 
 
 def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> Node:

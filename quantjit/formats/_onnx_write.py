@@ -21,7 +21,6 @@ from quantjit.formats._onnx_write_ops import OPSET, TRANSLATIONS
 from quantjit.graph import Graph, Node
 
 FORMS = ("qdq", "qoperator")
-ACTIVATIONS = ("int8", "uint8")
 
 _VERSION = str(import_module("quantjit").__version__)
 _IR_VERSION = 8  # that of opset 17
@@ -32,21 +31,19 @@ def write(
     graph: Graph,
     path: Path,
     form: str = "qdq",
-    activations: str = "int8",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a network.
 
-    form: of an int8 network, one of FORMS.  activations: type of the codes of blobs, one of
-    ACTIVATIONS; uint8 codes are int8 codes + 128.  metadata: goes into the file's
-    ``metadata_props``.
+    form: of an int8 network, one of FORMS; the type of its blobs' codes is that of the graph's
+    arithmetic.  metadata: goes into the file's ``metadata_props``.
 
     Raises GraphError, naming the node, for what ONNX cannot express; UnsupportedError for an
     unknown form; OSError.
     """
     if path.is_dir():
         raise FormatError(path, "", "a file name", "a folder")
-    data = make(graph, form, activations, metadata).SerializeToString()
+    data = make(graph, form, metadata).SerializeToString()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -59,15 +56,12 @@ def write(
 def make(
     graph: Graph,
     form: str = "qdq",
-    activations: str = "int8",
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Return the checked model; arguments and errors are those of `write`."""
     if form not in FORMS:
         raise UnsupportedError("form of an int8 ONNX network", form, FORMS)
-    if activations not in ACTIVATIONS:
-        raise UnsupportedError("type of activations", activations, ACTIVATIONS)
-    if graph.is_quantized and graph.arithmetic != "onnx":
+    if graph.is_quantized and not graph.is_onnx:
         raise UsageError(
             "an int8 TNN network cannot be written as ONNX: its arithmetic is another; "
             "quantize the float network for ONNX"
@@ -82,7 +76,7 @@ def make(
                 onnx.numpy_helper.from_array(np.array(array, np.float32, order="C"), name)
             )
     if graph.is_quantized:
-        Int8Writer(model, graph, form == "qdq", activations == "uint8").write_nodes()
+        Int8Writer(model, graph, qdq=form == "qdq").write_nodes()
     else:
         for node in graph.nodes:
             translate(Call(model, node, node.inputs, node.outputs))

@@ -38,9 +38,9 @@ _UNSIGNED = 128  # what is added to int8 codes for uint8
 class Int8Writer:
     """Writes the nodes of an int8 network into a model."""
 
-    def __init__(self, model: Model, graph: Graph, qdq: bool, unsigned: bool) -> None:
-        self._model, self._graph = model, graph
-        self._qdq, self._unsigned = qdq, unsigned
+    def __init__(self, model: Model, graph: Graph, *, qdq: bool) -> None:
+        self._model, self._graph, self._qdq = model, graph, qdq
+        self._unsigned = graph.arithmetic == "onnx-uint8"
         given = [blob.name for blob in graph.inputs] + list(graph.constants)
         self._real = {name: name for name in given}  # blob -> tensor with its real values
         self._codes: dict[str, str] = {}  # blob -> tensor with its codes

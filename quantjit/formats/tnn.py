@@ -276,7 +276,7 @@ def write(graph: Graph, paths: Sequence[Path]) -> None:
         if target.is_dir():
             raise FormatError(target, "", "a file name", "a folder")
     graph.validate()
-    if graph.is_quantized and graph.arithmetic != "tnn":
+    if graph.is_quantized and graph.is_onnx:
         raise GraphError(
             "network", "is int8 for ONNX, which TNN computes otherwise; quantize it for TNN"
         )

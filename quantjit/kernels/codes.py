@@ -164,14 +164,19 @@ def add_even_int8_into(
     right: NDArray[np.int8],
     factors: NDArray[np.float32],
     shift: np.float32,
+    offset: int,
     out: NDArray[np.int8],
 ) -> None:
-    """Write rint(f0 * q0 + f1 * q1 + shift), saturated.
+    """Write rint(f0 * c0 + (f1 * c1 + shift)) - offset, saturated; c = q + offset.
 
     left, right, out: int8 (size,).  factors: float32 (2,), scales of the operands / scale of out;
-    shift: zero point of out less the factors times those of the operands.
+    shift: zero point of out less the factors times those of the operands; offset: 128 where the
+    runtime's codes are uint8, else 0.  Each bracket is rounded once, to float32: a product of a
+    factor and a code is exact in float64, so that rounding its sum is a fused multiply-add.
     """
-    first, second, nothing = factors[0], factors[1], np.float32(0)
+    first, second, start = np.float64(factors[0]), np.float64(factors[1]), np.float64(shift)
+    back = np.float32(-offset)
     for i in range(out.size):
-        total = shift + first * np.float32(left[i])
-        out[i] = round_even_to_int8(total + second * np.float32(right[i]), nothing)
+        part = np.float64(np.float32(second * (int(right[i]) + offset) + start))
+        total = np.float32(first * (int(left[i]) + offset) + part)
+        out[i] = round_even_to_int8(total, back)

@@ -12,7 +12,7 @@ from quantjit.kernels import kernel
 _HALF = np.float32(0.5)
 _LOWEST = np.float32(-128)
 _HIGHEST = np.float32(127)
-_WIDE = np.float32(512)  # beyond every code, with any zero point
+_WIDE = np.float32(1024)  # beyond every code, with any zero point
 _WHOLE = np.float32(1.5 * 2**23)  # float32 of this size have no fraction: adding it rounds to even
 
 

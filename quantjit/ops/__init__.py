@@ -51,7 +51,12 @@ class Request:
     @property
     def is_onnx(self) -> bool:
         """Whether int8 results are rounded half to even, zero points added behind."""
-        return self.arithmetic == "onnx"
+        return self.arithmetic in {"onnx", "onnx-uint8"}
+
+    @property
+    def code_offset(self) -> int:
+        """What the runtime's codes are above int8 ones, where float arithmetic can show it."""
+        return 128 if self.arithmetic == "onnx-uint8" else 0
 
 
 def no_macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:

@@ -185,13 +185,15 @@ def _prepare_add_onnx(request: Request) -> Runner:
     factors = np.array(
         [params.scale[0] / target.scale[0] for params in request.input_quant], np.float32
     )
-    zeros = np.array([params.zero_point[0] for params in request.input_quant], np.float32)
-    products = factors * zeros
-    shift = np.float32(target.zero_point[0]) - (products[0] + products[1])
+    offset = request.code_offset
+    zeros = [
+        np.float32(int(params.zero_point[0]) + offset) for params in (*request.input_quant, target)
+    ]
+    shift = zeros[2] - (factors[0] * zeros[0] + factors[1] * zeros[1])
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         left, right, out = (x.reshape(-1) for x in (*inputs, outputs[0]))
-        add_even_int8_into(left, right, factors, shift, out)
+        add_even_int8_into(left, right, factors, shift, offset, out)
 
     return run
 

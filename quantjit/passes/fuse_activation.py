@@ -43,6 +43,6 @@ def _fits(graph: Graph, convolution: Node, activation: Node) -> bool:
     if convolution.quant is None:
         return True
     source, target = convolution.outputs[0], activation.outputs[0]
-    if graph.arithmetic == "onnx" and source in graph.scales:
+    if graph.is_onnx and source in graph.scales:
         return graph.scales[source] == graph.scales.get(target)
     return target in graph.scales

@@ -20,7 +20,7 @@ def lower(graph: Graph) -> Graph:
     graph = fuse_activation(graph)
     if not graph.is_quantized:
         return graph
-    if graph.arithmetic == "onnx":
+    if graph.is_onnx:
         return _insert_conversions(graph)
     return _insert_conversions(fuse_activation(_fuse_add(graph)))
 
