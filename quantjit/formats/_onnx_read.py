@@ -27,6 +27,7 @@ from quantjit.formats._onnx_read_file import (
     read_source,
 )
 from quantjit.formats._onnx_read_fold import fold, is_foldable
+from quantjit.formats._onnx_read_int8 import attach, lift
 from quantjit.graph import Array, Blob, Graph, Node, readonly
 from quantjit.ops import NoAttrs
 from quantjit.ops.shape import ConstantAttrs
@@ -62,11 +63,12 @@ _HINTS = {
 
 def read(path: Path, given: Mapping[str, Shape], *, with_weights: bool = True) -> Graph:
     """Read a file; see `quantjit.formats.onnx.read`."""
-    source = read_source(path, given, with_weights=with_weights)
+    source, codes = lift(read_source(path, given, with_weights=with_weights))
     reader = _Reader(source, with_weights=with_weights)
     for proto in source.nodes:
         reader.take(proto)
-    return patterns.simplify(reader.finish())
+    graph = patterns.simplify(reader.finish())
+    return graph if codes is None else attach(graph, codes)
 
 
 @dataclass(frozen=True, slots=True)

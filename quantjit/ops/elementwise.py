@@ -189,7 +189,9 @@ def _prepare_add_onnx(request: Request) -> Runner:
     zeros = [
         np.float32(int(params.zero_point[0]) + offset) for params in (*request.input_quant, target)
     ]
-    shift = zeros[2] - (factors[0] * zeros[0] + factors[1] * zeros[1])
+    # float32 but for one product, which a compiler fuses into the sum
+    product = np.float64(factors[0]) * np.float64(zeros[0])
+    shift = zeros[2] - np.float32(product + np.float64(factors[1] * zeros[1]))
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         left, right, out = (x.reshape(-1) for x in (*inputs, outputs[0]))
