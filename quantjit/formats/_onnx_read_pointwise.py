@@ -80,7 +80,7 @@ def _prelu(call: Call) -> None:
     above = call.emit("relu", suffix="above")
     zero = {"constant": np.zeros((), np.float32)}
     below = call.emit("minimum", attrs=BinaryAttrs(1), weights=zero, suffix="below")
-    slopes = {"constant": _lying(slope, 2)}
+    slopes = _constant_of(call, 1, below)
     sloped = call.emit("mul", (below,), BinaryAttrs(1), slopes, suffix="sloped")
     call.emit("add", (above, sloped), BinaryAttrs())
 
@@ -137,11 +137,15 @@ def _curve(
 # ------------------------------------------------------------------ arithmetic
 
 
-def _lying(constant: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Give a constant dimensions enough to be aligned at the last one, never placed by length."""
-    if constant.size == 1 and constant.ndim < 2:
-        return constant.reshape(constant.shape)
-    return constant.reshape((1,) * (rank - constant.ndim) + constant.shape)
+def _constant_of(call: Call, index: int, blob: str) -> dict[str, NDArray[np.float32]]:
+    """Return the weights of an op that combines a blob with a constant.
+
+    A vector gets a second dimension, or TNN's rule would place it by its length.
+    """
+    constant = call.float_constant(index, "operand")
+    if constant.ndim == 1 and len(call.sink.shapes[blob]) > 1:
+        constant = constant.reshape(1, -1)
+    return {"constant": constant}
 
 
 def _combined(op: str, call: Call, *, last: str = "") -> None:
@@ -159,7 +163,7 @@ def _combined(op: str, call: Call, *, last: str = "") -> None:
         found = (call.emit(op, found, BinaryAttrs(), suffix=suffix),)
     for index in constants:
         steps -= 1
-        weights = {"constant": _lying(call.float_constant(index, "operand"), 2)}
+        weights = _constant_of(call, index, found[0])
         suffix = last if not steps else f"step{index}"
         found = (call.emit(op, found, BinaryAttrs(1), weights, suffix=suffix),)
 
@@ -188,8 +192,8 @@ def _binary(op: str) -> Translation:
     def translate(call: Call) -> None:
         for index in (0, 1):
             if call.value(index) is not None and call.value(1 - index) is None:
-                weights = {"constant": _lying(call.float_constant(index, "operand"), 2)}
-                call.emit(op, (call.blob(1 - index),), BinaryAttrs(index), weights)
+                blob = call.blob(1 - index)
+                call.emit(op, (blob,), BinaryAttrs(index), _constant_of(call, index, blob))
                 return
         call.emit(op, (call.blob(0), call.blob(1)), BinaryAttrs())
 

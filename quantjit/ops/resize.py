@@ -212,26 +212,26 @@ def _infer_resize(node: Node, inputs: Sequence[Shape]) -> tuple[Shape, ...]:
     return ((*shape[:2], attrs.output_h, attrs.output_w),)
 
 
-def _half_pixel(at: NDArray[np.float32], scale: np.float32) -> NDArray[np.float32]:
-    half = np.float32(0.5)
-    return (at + half) / scale - half
+def _positions(kind: str, size: int, out: int, scale: float) -> NDArray[np.float32]:
+    """Source coordinate of each output pixel, float32 (out,).
 
-
-def _positions(kind: str, size: int, out: int, scale: np.float32) -> NDArray[np.float32]:
-    """Source coordinate of each output pixel, float32 (out,), as onnxruntime computes it."""
-    at = np.arange(out, dtype=np.float32)
+    Where the scale is that of the sizes, they are divided: a pixel that falls between two must not
+    be moved by a rounded scale.
+    """
+    at = np.arange(out, dtype=np.float64)
+    exact = np.float32(out / size) == np.float32(scale)
+    ratio = np.float64(1) if exact else np.float64(np.float32(scale)) * size / out
     if kind == "align_corners":
-        if out == 1:
-            return np.zeros(1, np.float32)
-        return at * np.float32(size - 1) / np.float32(out - 1)
-    if kind == "asymmetric":
-        return at / scale
-    if kind == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1, np.float32)
-    if kind == "half_pixel_symmetric":
-        adjustment = np.float32(out) / (scale * np.float32(size))
-        return np.float32(size / 2) * (np.float32(1) - adjustment) + _half_pixel(at, scale)
-    return _half_pixel(at, scale)
+        found = at * (size - 1) / max(out - 1, 1)
+    elif kind == "asymmetric":
+        found = at * size / (out * ratio)
+    elif kind == "pytorch_half_pixel" and out == 1:
+        found = np.zeros(1)
+    else:
+        found = (at + 0.5) * size / (out * ratio) - 0.5
+        if kind == "half_pixel_symmetric":
+            found += size / 2 * (1 - 1 / ratio)
+    return found.astype(np.float32)
 
 
 _POSITIONS = (
@@ -252,7 +252,7 @@ _ROUNDINGS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] =
 def _resize_taps(
     attrs: ResizeAttrs, size: int, out: int, scale: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    at = _positions(attrs.coordinates, size, out, np.float32(scale))
+    at = _positions(attrs.coordinates, size, out, scale)
     if attrs.mode == "bilinear":
         return _linear_taps(at, size)
     if attrs.mode == "cubic":
