@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from quantjit import ops
 from quantjit.errors import FormatError, GraphError, UnsupportedError, UsageError
-from quantjit.formats._onnx_write_call import MICROSOFT, Call, Model, Shape
+from quantjit.formats._onnx_write_call import MICROSOFT, OPSET, Call, Model, Shape
 from quantjit.formats._onnx_write_int8 import Int8Writer
-from quantjit.formats._onnx_write_ops import OPSET, TRANSLATIONS
+from quantjit.formats._onnx_write_table import translate
 from quantjit.graph import Graph, Node
 
 FORMS = ("qdq", "qoperator")
@@ -81,14 +81,6 @@ def make(
         for node in graph.nodes:
             translate(Call(model, node, node.inputs, node.outputs))
     return _finished(graph, model, shapes, metadata or {})
-
-
-def translate(call: Call) -> None:
-    """Write one node in float."""
-    node = call.node
-    if node.op not in TRANSLATIONS:
-        raise GraphError(f"node {node.name!r}", f"op {node.op!r} cannot be written as ONNX")
-    TRANSLATIONS[node.op](call)
 
 
 def _shapes(graph: Graph) -> dict[str, Shape]:

@@ -13,6 +13,9 @@ from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 
 Shape = tuple[int, ...]
+OPSET = 17
+"""The newest operators used: LayerNormalization; runtimes have it since 2022."""
+
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators."""
 

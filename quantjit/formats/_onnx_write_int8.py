@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from quantjit.errors import GraphError
 from quantjit.formats._onnx_write_call import MICROSOFT, Call, Model
-from quantjit.formats._onnx_write_ops import (
-    TRANSLATIONS,
+from quantjit.formats._onnx_write_layers import (
     restore_rank,
     write_activation,
     write_convolution,
     write_pooling,
 )
+from quantjit.formats._onnx_write_table import translate
 from quantjit.graph import Array, Graph, Node
 from quantjit.quant import NodeQuant, QuantParams
 
@@ -52,7 +52,7 @@ class Int8Writer:
         for node in self._graph.nodes:
             if node.quant is None:
                 inputs = tuple(self._real_of(blob) for blob in node.inputs)
-                TRANSLATIONS[node.op](Call(self._model, node, inputs, node.outputs))
+                translate(Call(self._model, node, inputs, node.outputs))
                 self._real |= {blob: blob for blob in node.outputs}
             elif node.op in _CLIPS and self._is_done_by_codes(node):
                 self._codes[node.outputs[0]] = self._codes_of(node.inputs[0])
@@ -210,7 +210,7 @@ class Int8Writer:
             self._write_gemm(call)
             return
         else:
-            TRANSLATIONS[node.op](call)
+            translate(call)
         for name, source in zip(node.outputs, raw, strict=True):
             self._codes[name] = self._quantized(name, source)
 
@@ -361,5 +361,5 @@ class Int8Writer:
         if self._scale(source) != self._scale(blob):
             return False
         codes = self._codes_of(source)
-        TRANSLATIONS[node.op](Call(self._model, node, (codes,), (self._new_codes(blob),)))
+        translate(Call(self._model, node, (codes,), (self._new_codes(blob),)))
         return True
