@@ -63,12 +63,46 @@ _HINTS = {
 
 def read(path: Path, given: Mapping[str, Shape], *, with_weights: bool = True) -> Graph:
     """Read a file; see `quantjit.formats.onnx.read`."""
-    source, codes = lift(read_source(path, given, with_weights=with_weights))
+    source = read_source(path, given, with_weights=with_weights)
+    lifted, codes = lift(source)
+    graph = _graph_of(lifted, with_weights=with_weights)
+    if codes is None:
+        return graph
+    graph = attach(graph, codes)
+    return graph if _keeps_rounding(source, graph) else _graph_of(source, with_weights=with_weights)
+
+
+def _graph_of(source: Source, *, with_weights: bool) -> Graph:
     reader = _Reader(source, with_weights=with_weights)
     for proto in source.nodes:
         reader.take(proto)
-    graph = patterns.simplify(reader.finish())
-    return graph if codes is None else attach(graph, codes)
+    return patterns.simplify(reader.finish())
+
+
+def _keeps_rounding(source: Source, graph: Graph) -> bool:
+    """Whether each value that the file rounds to a code is written or read as one in the graph."""
+    producer = graph.producer()
+    int8 = {node.name for node in graph.nodes if node.quant is not None}
+    readers: dict[str, list[Any]] = {}
+    for proto in source.nodes:
+        for name in dict.fromkeys(proto.input):
+            readers.setdefault(name, []).append(proto)
+    for proto in source.nodes:
+        if proto.op_type != "QuantizeLinear":
+            continue
+        # behind it are DequantizeLinear nodes: `lift` takes no others out
+        given = [reader.output[0] for reader in readers.get(proto.output[0], [])]
+        writers = [producer[name] for name in (*given, proto.input[0]) if name in producer]
+        if any(node.quant is not None for node in writers):
+            continue
+        behind = [reader for name in given for reader in readers.get(name, [])]
+        if set(given) & set(source.outputs) or {_name_of(node) for node in behind} - int8:
+            return False
+    return True
+
+
+def _name_of(proto: Any) -> str:
+    return str(proto.name) or next(str(name) for name in proto.output if name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +212,7 @@ class _Reader:
                 return np.array(values, np.float32)
             if item.name in {"value_int", "value_ints"}:
                 return np.array(item.i if item.name == "value_int" else list(item.ints), np.int64)
-        raise RefusedError("its value is neither dense numbers; store it as a tensor of numbers")
+        raise RefusedError("its value is no dense tensor of numbers")
 
     def _measured(self, proto: Any, op: str) -> Array:
         shape = self.shapes[self.blob(proto.input[0])]
@@ -202,7 +236,7 @@ class _Reader:
                 raise RefusedError(
                     f"it would work on {call.kind(index)} numbers: cast them to float before it"
                 )
-        self._node_name = proto.name or next(name for name in proto.output if name)
+        self._node_name = _name_of(proto)
         kept = len(self._nodes)
         try:
             translation(call)
