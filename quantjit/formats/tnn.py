@@ -16,6 +16,7 @@ import numpy as np
 
 from quantjit.errors import FormatError, GraphError
 from quantjit.formats import Format
+from quantjit.formats._tnn_layers import BY_OP
 from quantjit.formats._tnn_model import (
     SCALE_SUFFIX,
     Arrays,
@@ -346,6 +347,11 @@ def _arrays(node: Node) -> Arrays:
     if quant is not None:
         arrays |= {"scale": quant.weight_scale, "zero_point": quant.weight_zero_point}
     return arrays
+
+
+def knows(op: str) -> bool:
+    """Whether TNN has a layer for an op, in float."""
+    return op in BY_OP
 
 
 def _recognizes(head: bytes) -> bool:
