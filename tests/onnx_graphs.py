@@ -64,7 +64,7 @@ class Builder:
         return self.constant(np.array(values, np.int64))
 
     def parameter(self, attribute, values, since):
-        """Integers as an attribute before an opset, as an input from it on: (inputs, attributes)."""
+        """Inputs and attributes: integers are an attribute before an opset, an input from it on."""
         if self.opset < since:
             return [], {attribute: list(values)}
         return [self.sizes(*values)], {}
@@ -195,9 +195,7 @@ def conv_transpose(b):
 
 
 def gemm(b):
-    source = b.blob(2)
-    if source is None:
-        return
+    source = b.blob(2) or b.add("Flatten", [b.blob()])
     depth, out = b.shapes[source][1], b.number(1, 5)
     transposed = b.flag()
     inputs = [source, b.weights(*((out, depth) if transposed else (depth, out)))]
@@ -350,7 +348,7 @@ def binary(b):
         lambda: b.weights(*axes, scale=1),
         lambda: b.weights(*axes[b.number(0, len(axes) - 1) :], scale=1),
         lambda: b.constant(np.float32(b.real(-2, 2))),
-        lambda: b.blob(),
+        b.blob,
     ]
     operands = [left, b.pick(options)()]
     if op in {"Max", "Min"} and b.opset < 8:
@@ -396,8 +394,10 @@ def reduction(b):
     source = b.blob()
     rank = len(b.shapes[source])
     op = b.pick(
-        ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"]
-        + ["ReduceSumSquare", "ReduceLogSumExp"]
+        [
+            *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"),
+            *("ReduceSumSquare", "ReduceLogSumExp"),
+        ]
     )
     axes = [axis if b.flag() else axis - rank for axis in range(rank) if b.flag()]
     attributes = {"keepdims": 1 if len(axes) in {0, rank} else b.number(0, 1)}
@@ -623,12 +623,12 @@ OPERATIONS = (
 
 
 @st.composite
-def models(draw, largest=8):
-    """A ModelProto of up to that many operations."""
+def models(draw, smallest=3, largest=9):
+    """A ModelProto of that many operations."""
     b = Builder(draw)
     for index in range(b.number(1, 2)):
         b.shapes[f"x{index}"] = (b.number(1, 2), b.number(1, 4), b.number(2, 7), b.number(2, 7))
-    for _ in range(b.number(1, largest)):
+    for _ in range(b.number(smallest, largest)):
         b.pick(OPERATIONS)(b)
     return b.model()
 

@@ -215,7 +215,10 @@ def _ordered(path: Path, nodes: Any, sources: dict[int, set[int]]) -> Iterator[i
             if not missing[reader]:
                 heapq.heappush(ready, reader)
     if done < len(sources):
-        caught = next(number for number, count in missing.items() if count)
+        caught, seen = next(number for number, count in missing.items() if count), set[int]()
+        while caught not in seen:  # against the arrows the way ends in the cycle
+            seen.add(caught)
+            caught = next(source for source in sources[caught] if missing[source])
         raise FormatError(path, place_of(nodes[caught]), "a graph without cycles", "a cycle")
 
 

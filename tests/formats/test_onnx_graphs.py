@@ -6,12 +6,10 @@ QUANTJIT_ONNX_GRAPHS sets how many there are.
 import os
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
 from onnx_graphs import inputs_of, models
 
 from quantjit import formats
@@ -31,7 +29,7 @@ def reference(model, feeds):
         )
         names = [value.name for value in session.get_outputs()]
         return dict(zip(names, session.run(None, feeds), strict=True))
-    except Exception as error:  # noqa: BLE001  # its errors have no common type
+    except Exception as error:  # its errors have no common type
         assume("NOT_IMPLEMENTED" not in str(error))
         raise
 

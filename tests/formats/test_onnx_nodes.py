@@ -1,9 +1,6 @@
 """The official node tests of every operator that is read."""
 
 import pytest
-
-pytest.importorskip("onnx")
-
 from onnx_nodes import OPERATORS, cases, check, why_skipped
 
 
