@@ -60,8 +60,9 @@ class Graph:
 
     nodes: in an order in which every blob is produced before it is read.  outputs: blob names.
     scales: quantization of blobs by name, empty for a float network.  constants: named arrays that
-    the file carries besides the nodes' weights.  arithmetic: how int8 results are rounded, "tnn"
-    (half away from zero) or "onnx" (half to even).
+    the file carries besides the nodes' weights.  arithmetic: whose integer arithmetic int8 nodes
+    run in: "tnn" (half away from zero), "onnx" (half to even, as onnxruntime) or "onnx-uint8" (the
+    same where the file's codes are uint8: here they are int8, 128 less).
     """
 
     nodes: tuple[Node, ...]
@@ -78,6 +79,7 @@ class Graph:
             (self.nodes, self.inputs, self.outputs) == (other.nodes, other.inputs, other.outputs)
             and dict(self.scales) == dict(other.scales)
             and _same_arrays(self.constants, other.constants)
+            and self.arithmetic == other.arithmetic
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
@@ -99,6 +101,11 @@ class Graph:
         names = [blob.name for blob in self.inputs]
         names += [blob for node in self.nodes for blob in node.outputs]
         return list(dict.fromkeys(names))
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether its int8 nodes run in onnxruntime's arithmetic."""
+        return self.arithmetic in {"onnx", "onnx-uint8"}
 
     @property
     def is_quantized(self) -> bool:

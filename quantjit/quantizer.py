@@ -9,17 +9,21 @@ weights and biases.  Two modes share the code:
   stay float;
 * ``compat`` follows TNN's ``quantization_cmd`` (``tools/quantization/calibration.cc``) step by
   step, its quirks included, except for its out-of-bounds read of the bias with per-tensor weights.
+
+For ONNX, `quantjit.onnx_target` has the choices.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantjit import solvers
-from quantjit.errors import CalibrationError, UnsupportedError
+from quantjit import onnx_target, solvers
+from quantjit.errors import CalibrationError, UnsupportedError, UsageError
+from quantjit.executor import infer_shapes
 from quantjit.graph import Graph, Node, readonly
 from quantjit.ops import Shape
 from quantjit.passes.lower import fuses_with_add
@@ -33,6 +37,12 @@ T = TypeVar("T")
 MERGES = ("channel", "mix", "tensor")
 """-t 0: a scale per channel for weights and blobs; -t 1: for weights only; -t 2: for neither."""
 
+TARGETS = ("tnn", "onnx")
+"""Formats of the int8 network: each has its own scales and integer arithmetic."""
+
+ACTIVATIONS = ("int8", "uint8")
+"""Types of the codes of blobs in an ONNX file."""
+
 _WEIGHTED = ("convolution", "inner_product")
 _FREE = ("convolution", "inner_product", "add")  # requantize to any output scale
 _INT32_LIMIT = float(2**31 - 2**24)  # the accumulator needs room beside the bias
@@ -44,7 +54,10 @@ class Settings:
     """What is asked of a quantization.
 
     blob_method, weight_method: names of solvers.  merge: one of MERGES.  compat: reproduce TNN's
-    tool.  float_nodes: names of nodes to keep float.
+    tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
+    (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
+    they always are for TNN unless the blob method has them; activations: type of their codes in
+    the file, one of ACTIVATIONS.
     """
 
     blob_method: str = "minmax"
@@ -52,11 +65,35 @@ class Settings:
     merge: str = "mix"
     compat: bool = False
     float_nodes: tuple[str, ...] = ()
+    target: str = "tnn"
+    symmetric: bool = False
+    exclude: tuple[str, ...] = ()
+    activations: str = "uint8"
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
             raise UnsupportedError("merge type", self.merge, MERGES)
+        if self.target not in TARGETS:
+            raise UnsupportedError("target", self.target, TARGETS)
+        if self.activations not in ACTIVATIONS:
+            raise UnsupportedError("type of activations", self.activations, ACTIVATIONS)
         _ = self.blob_solver, self.weight_solver
+        if self.target == "onnx":
+            self._check_onnx()
+
+    def _check_onnx(self) -> None:
+        if self.merge == "channel":
+            raise UsageError(
+                "ONNX has one scale a blob, merge type channel asks for one a channel; "
+                "use mix: a scale per channel for weights only"
+            )
+        if self.compat:
+            raise UsageError("--compat tnn is the arithmetic of TNN's tool: it writes no ONNX")
+        if not self.weight_solver.symmetric:
+            raise UsageError(
+                f"weight method {self.weight_method} has a zero point a channel, which onnxruntime "
+                "does not run; use minmax, admm or mse"
+            )
 
     @property
     def blob_solver(self) -> BlobSolver:
@@ -70,6 +107,10 @@ class Settings:
 
     def __str__(self) -> str:
         mode = ", compat tnn" if self.compat else ""
+        if self.target != "tnn":
+            mode += f", {self.target}"
+            mode += ", symmetric" if self.symmetric else ""
+            mode += ", int8 activations" if self.activations == "int8" else ""
         return f"blobs {self.blob_method}, weights {self.weight_method}, {self.merge}{mode}"
 
 
@@ -89,14 +130,14 @@ def choose_nodes(graph: Graph, settings: Settings) -> dict[str, str]:
     graph: with its activations fused.  TNN's tool takes convolution, inner product, add and concat,
     then ReLU and max pooling behind an int8 node; so do we, less what its runtime gets wrong.
     """
+    excluded = _excluded(graph, settings)
+    if settings.target == "onnx":
+        return onnx_target.choose_nodes(graph, infer_shapes(graph), excluded)
     producer = graph.producer()
-    unknown = set(settings.float_nodes) - {node.name for node in graph.nodes}
-    if unknown:
-        raise UnsupportedError("node", min(unknown), [node.name for node in graph.nodes])
     reasons: dict[str, str] = {}
     for node in graph.nodes:
-        if node.name in settings.float_nodes:
-            reasons[node.name] = "asked for"
+        if node.name in excluded:
+            reasons[node.name] = excluded[node.name]
         elif node.op in {"relu", "pooling"}:
             source = producer.get(node.inputs[0])
             after_int8 = source is not None and not reasons[source.name]
@@ -107,6 +148,26 @@ def choose_nodes(graph: Graph, settings: Settings) -> dict[str, str]:
         _avoid_broken_fusion(graph, reasons)
         _avoid_fusing_into_float(graph, reasons)
     return reasons
+
+
+def _excluded(graph: Graph, settings: Settings) -> dict[str, str]:
+    """Node name -> why it is to stay float; UnsupportedError for what fits no node."""
+    names = {node.name for node in graph.nodes}
+    unknown = set(settings.float_nodes) - names
+    if unknown:
+        raise UnsupportedError("node", min(unknown), [node.name for node in graph.nodes])
+    found = dict.fromkeys(settings.float_nodes, "asked for")
+    for pattern in settings.exclude:
+        fitting = [
+            node.name
+            for node in graph.nodes
+            if node.op == pattern or node.name == pattern or fnmatchcase(node.name, pattern)
+        ]
+        if not fitting:
+            known = dict.fromkeys([*(n.op for n in graph.nodes), *(n.name for n in graph.nodes)])
+            raise UnsupportedError("node, op or pattern of names", pattern, known)
+        found |= dict.fromkeys(fitting, f"excluded by {pattern}")
+    return found
 
 
 def _why_float(node: Node, settings: Settings) -> str:
@@ -230,11 +291,17 @@ def solve(
         else:
             if seen.is_empty:
                 raise CalibrationError(blob, "no finite value was seen")
-            wanted = _needs_symmetric(graph, blob, settings)
-            solver = solvers.blob_solvers()["minmax" if wanted else method]
-            scales[blob] = _revive(solver.solve(seen))
+            if settings.target == "onnx":
+                solver = solvers.blob_solvers()[method]
+                scales[blob] = onnx_target.blob_scale(seen, solver, symmetric=settings.symmetric)
+            else:
+                wanted = _needs_symmetric(graph, blob, settings)
+                solver = solvers.blob_solvers()["minmax" if wanted else method]
+                scales[blob] = _revive(solver.solve(seen))
             dead[blob] = int((seen.absmax == 0).sum())
-    if not settings.compat:
+    if settings.target == "onnx":
+        scales = onnx_target.share_scales(graph, reasons, scales)
+    elif not settings.compat:
         scales = _share_scales(graph, reasons, scales)
     return CalibrationTable(
         scales,
@@ -321,7 +388,10 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
         blob for node in quantized.nodes if node.quant for blob in (*node.inputs, *node.outputs)
     }
     kept = {blob: params for blob, params in scales.items() if blob in touched}
-    return replace(quantized, scales=kept)
+    arithmetic = settings.target
+    if arithmetic == "onnx" and settings.activations == "uint8":
+        arithmetic = "onnx-uint8"
+    return replace(quantized, scales=kept, arithmetic=arithmetic)
 
 
 def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> Node:
@@ -336,7 +406,9 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> No
         weight = np.ascontiguousarray(weight.T)
     rows = weight.shape[0]
     depthwise = node.op == "convolution" and _is_depthwise(node)
-    if depthwise:
+    # A depthwise layer takes the input's step afterwards; so does ONNX, which stores the weights'.
+    steps_last = depthwise or settings.target == "onnx"
+    if steps_last:
         folded = weight
     elif not source.per_channel:
         folded = weight * source.scale[0]
@@ -351,7 +423,7 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> No
         raise CalibrationError(
             node.inputs[0], f"depthwise {node.name!r} cannot have one weight scale and many inputs'"
         )
-    if depthwise:
+    if steps_last:
         scale = (scale * source.scale).astype(np.float32)
     bias = np.asarray(node.weights.get("bias", np.zeros(rows)), np.float32)
     if settings.compat:

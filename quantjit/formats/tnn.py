@@ -16,6 +16,7 @@ import numpy as np
 
 from quantjit.errors import FormatError, GraphError
 from quantjit.formats import Format
+from quantjit.formats._tnn_layers import BY_OP
 from quantjit.formats._tnn_model import (
     SCALE_SUFFIX,
     Arrays,
@@ -28,6 +29,8 @@ from quantjit.formats._tnn_model import (
     read_model,
 )
 from quantjit.formats._tnn_proto import (
+    VERSION_1,
+    VERSION_2,
     Layer,
     Structure,
     format_proto,
@@ -274,6 +277,10 @@ def write(graph: Graph, paths: Sequence[Path]) -> None:
         if target.is_dir():
             raise FormatError(target, "", "a file name", "a folder")
     graph.validate()
+    if graph.is_quantized and graph.is_onnx:
+        raise GraphError(
+            "network", "is int8 for ONNX, which TNN computes otherwise; quantize it for TNN"
+        )
     text = format_proto(graph)
     chunks = format_model(list(_entries(graph)), graph.constants)
     _replace_all([(proto, [text]), (path, chunks)])
@@ -342,4 +349,16 @@ def _arrays(node: Node) -> Arrays:
     return arrays
 
 
-FORMAT = Format("tnn", (".tnnproto", ".tnnmodel"), read, write, read_structure)
+def knows(op: str) -> bool:
+    """Whether TNN has a layer for an op, in float."""
+    return op in BY_OP
+
+
+def _recognizes(head: bytes) -> bool:
+    """Tell the text of a ``.tnnproto`` by the number of its version in the first record."""
+    return any(str(magic).encode() in head.split(b",")[0] for magic in (VERSION_1, VERSION_2))
+
+
+FORMAT = Format(
+    "tnn", (".tnnproto", ".tnnmodel"), read, write, read_structure, recognizes=_recognizes
+)

@@ -2,14 +2,16 @@
 
 The arithmetic is that of TNN's naive device in float32, operation by operation:
 ``NaiveQuantBias`` and ``NaiveDequantBias`` (``source/tnn/utils/naive_compute.cc``),
-``CPU_INT8_BIAS_CALCULATE`` (``source/tnn/device/cpu/acc/compute/compute_int8.cc``).
+``CPU_INT8_BIAS_CALCULATE`` (``source/tnn/device/cpu/acc/compute/compute_int8.cc``).  Kernels with
+``even`` in their names round half to even, as onnxruntime
+(``onnxruntime/core/mlas/lib/quantize.cpp``, ``qladd.cpp``).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel
-from quantjit.kernels.numeric import round_to_int8
+from quantjit.kernels.numeric import round_even_to_int8, round_to_int8
 
 
 @kernel
@@ -132,3 +134,49 @@ def relu_int8_into(codes: NDArray[np.int8], out: NDArray[np.int8]) -> None:
     """Write max(0, q), without rescaling; codes, out: int8 (n,)."""
     for i in range(out.size):
         out[i] = codes[i] if codes[i] > 0 else 0
+
+
+@kernel
+def quantize_even_into(
+    x: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int8],
+    out: NDArray[np.int8],
+) -> None:
+    """Write rint(x / scale) + zero_point, the zero point where the scale is 0.
+
+    x: float32 (n, channels, size); scale, zero_point: (channels,); out: int8 like x.
+    """
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            line, row = x[n, c], out[n, c]
+            step, zero = scale[c], np.float32(int(zero_point[c]))
+            if step == 0:
+                row[:] = zero_point[c]
+                continue
+            for i in range(row.size):
+                row[i] = round_even_to_int8(line[i] / step, zero)
+
+
+@kernel
+def add_even_int8_into(
+    left: NDArray[np.int8],
+    right: NDArray[np.int8],
+    factors: NDArray[np.float32],
+    shift: np.float32,
+    offset: int,
+    out: NDArray[np.int8],
+) -> None:
+    """Write rint(f0 * c0 + (f1 * c1 + shift)) - offset, saturated; c = q + offset.
+
+    left, right, out: int8 (size,).  factors: float32 (2,), scales of the operands / scale of out;
+    shift: zero point of out less the factors times those of the operands; offset: 128 where the
+    runtime's codes are uint8, else 0.  Each bracket is rounded once, to float32: a product of a
+    factor and a code is exact in float64, so that rounding its sum is a fused multiply-add.
+    """
+    first, second, start = np.float64(factors[0]), np.float64(factors[1]), np.float64(shift)
+    back = np.float32(-offset)
+    for i in range(out.size):
+        part = np.float64(np.float32(second * (int(right[i]) + offset) + start))
+        total = np.float32(first * (int(left[i]) + offset) + part)
+        out[i] = round_even_to_int8(total, back)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quantjit.kernels import kernel
 from quantjit.kernels.elementwise import LARGEST_EXPONENT
 from quantjit.kernels.gemm import add_product, multiply_float_into, multiply_int_into
-from quantjit.kernels.numeric import round_to_int8
+from quantjit.kernels.numeric import round_even_to_int8, round_to_int8
 
 TILE = 256
 """Output pixels that are worked on at a time."""
@@ -331,6 +331,7 @@ def finish_int8_into(
     zero_point: NDArray[np.int8],
     six: NDArray[np.int8],
     activation: int,
+    half_even: bool,
     fusion: int,
     addend: NDArray[np.int8],
     add_factor: NDArray[np.float32],
@@ -343,7 +344,8 @@ def finish_int8_into(
     scale; zero_point: int8, of the output; six: int8, the code of 6.0; all (channels,).  addend:
     int8 (channels, p) or empty, with its scale / output scale and zero point.  out: int8 (channels,
     p), written from `start` to start + width.  ReLU6 is compared in codes and written at once:
-    neither zero point nor a later add reach it.
+    neither zero point nor a later add reach it.  half_even: round as onnxruntime does, and compare
+    activations in codes that have their zero point; no add is fused then.
     """
     for c in range(sums.shape[0]):
         row, line = out[c, start : start + width], sums[c]
@@ -352,6 +354,13 @@ def finish_int8_into(
         if fusion != NO_ADD:
             plus = add_factor[c]
             minus = np.float32(int(add_zero[c])) * plus
+        if half_even:
+            low = zero_point[c] if activation in (RELU, RELU6) else np.int8(-128)
+            high = six[c] if activation == RELU6 else np.int8(127)
+            for p in range(row.size):
+                code = round_even_to_int8(np.float32(int(line[p]) + shift) * step, zero)
+                row[p] = min(max(code, low), high)
+            continue
         for p in range(row.size):
             value = np.float32(int(line[p]) + shift) * step
             if fusion == ADD_THEN_ACTIVATION:
@@ -377,6 +386,7 @@ def convolve_int8_into(
     zero_point: NDArray[np.int8],
     six: NDArray[np.int8],
     activation: int,
+    half_even: bool,
     fusion: int,
     addend: NDArray[np.int8],
     add_factor: NDArray[np.float32],
@@ -409,6 +419,7 @@ def convolve_int8_into(
                     zero_point[g],
                     six[g],
                     activation,
+                    half_even,
                     fusion,
                     addend[n, g] if fusion != NO_ADD else addend[0, 0],
                     add_factor[g],
@@ -428,6 +439,7 @@ def convolve_few_int8_into(
     zero_point: NDArray[np.int8],
     six: NDArray[np.int8],
     activation: int,
+    half_even: bool,
     fusion: int,
     addend: NDArray[np.int8],
     add_factor: NDArray[np.float32],
@@ -461,6 +473,7 @@ def convolve_few_int8_into(
                 zero_point[g],
                 six[g],
                 activation,
+                half_even,
                 fusion,
                 addend[n, g] if fusion != NO_ADD else addend[0, 0],
                 add_factor[g],
@@ -480,6 +493,7 @@ def convolve_depthwise_int8_into(
     zero_point: NDArray[np.int8],
     six: NDArray[np.int8],
     activation: int,
+    half_even: bool,
     sums: NDArray[np.int32],
     out: NDArray[np.int8],
 ) -> None:
@@ -523,6 +537,7 @@ def convolve_depthwise_int8_into(
                 zero_point[c : c + 1],
                 six[c : c + 1],
                 activation,
+                half_even,
                 NO_ADD,
                 nothing,
                 no_factor,

@@ -8,24 +8,27 @@ from llvmlite import ir
 from quantjit.kernels import simd
 from quantjit.kernels.planes import Plane
 from quantjit.kernels.schedule import Prepared, TaskFunction
-from quantjit.kernels.simd import F32, I8, I64, LANES, Emitter, constant, emitted
+from quantjit.kernels.simd import F32, I8, I32, I64, LANES, Emitter, constant, emitted
 from quantjit.kernels.tiled import (
-    FIELDS, GROUPS, HEIGHT, OUT, OUT_H, OUT_W, PAD_LEFT, PAD_TOP, SPLITS, WIDTH, X, longs,
+    FIELDS, GROUPS, HEIGHT, MODE, OUT, OUT_H, OUT_W, PAD_LEFT, PAD_TOP, SPLITS, WIDTH, X, longs,
 )  # fmt: skip
 
-_LOWEST_FLOAT = float(np.finfo(np.float32).min)
-_LOWEST_CODE = -127
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 def _max(kind: Any, kernel_h: int, kernel_w: int, stride: int) -> Any:
-    """Kernel of one plane; the search starts from TNN's -FLT_MAX or -127."""
+    """Kernel of one plane; the search of codes starts from `start`, that of floats from -FLT_MAX."""
     is_float = kind == F32
     lanes, size = (LANES, 4) if is_float else (simd.BITS // 8, 1)
-    lowest = constant(kind, lanes, _LOWEST_FLOAT if is_float else _LOWEST_CODE)
 
     def emit(e: Emitter, image: Any, out: Any, height: Any, width: Any, out_h: Any, out_w: Any,
-             pad_top: Any, pad_left: Any) -> None:  # fmt: skip
+             pad_top: Any, pad_left: Any, start: Any) -> None:  # fmt: skip
         builder = e.builder
+        lowest = constant(kind, lanes, _LOWEST)
+        if not is_float:
+            empty = ir.Constant(lowest.type, ir.Undefined)
+            first = builder.insert_element(empty, builder.trunc(start, I8), ir.Constant(I32, 0))
+            lowest = builder.shuffle_vector(first, empty, constant(I32, lanes, 0))
         sizes = (image, out, height, width, out_h, out_w, pad_top, pad_left)
         plane = Plane(e, sizes, (kernel_h, kernel_w, stride), lanes)
 
@@ -54,7 +57,7 @@ def _max(kind: Any, kernel_h: int, kernel_w: int, stride: int) -> Any:
 
         plane.run(columns, rows)
 
-    return emitted("iiiiiiii", emit)
+    return emitted("iiiiiiiii", emit)
 
 
 _SHAPES = ((2, 2, 2), (3, 3, 1), (3, 3, 2))
@@ -69,7 +72,7 @@ def max_float_2x2_stride2(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _FLOAT_2_2(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def max_int8_2x2_stride2(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _INT8_2_2(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def max_float_3x3_stride1(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _FLOAT_3(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -102,7 +105,7 @@ def max_int8_3x3_stride1(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _INT8_3(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def max_float_3x3_stride2(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _FLOAT_3_2(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -124,7 +127,7 @@ def max_int8_3x3_stride2(address: int, task: int, thread: int) -> None:
     for plane in range(task * d[GROUPS] // d[SPLITS], (task + 1) * d[GROUPS] // d[SPLITS]):
         _INT8_3_2(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[MODE],
         )  # fmt: skip
 
 
@@ -139,7 +142,7 @@ _TASKS: dict[tuple[str, int, int, int], TaskFunction] = {
 
 
 def prepare_max(
-    dtype: str,
+    lowest: np.float32 | np.int8,
     planes: tuple[int, int, int],
     out: tuple[int, int],
     window: tuple[int, int, int, int, int, int],
@@ -147,10 +150,12 @@ def prepare_max(
 ) -> Prepared | None:
     """Prepare max pooling, None where there is no kernel for it.
 
-    planes: (count, h, w); out: (out_h, out_w); window: kernel_h, kernel_w, stride_h, stride_w,
-    pad_top, pad_left.
+    lowest: what the search starts from, of the blobs' type; -FLT_MAX if that is float32.  planes:
+    (count, h, w); out: (out_h, out_w); window: kernel_h, kernel_w, stride_h, stride_w, pad_top,
+    pad_left.
     """
     kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left = window
+    dtype = lowest.dtype.name
     function = _TASKS.get((dtype, kernel_h, kernel_w, stride_h))
     _, height, width = planes
     reaches = (
@@ -166,6 +171,7 @@ def prepare_max(
     for field, value in (
         (GROUPS, planes[0]), (HEIGHT, height), (WIDTH, width), (OUT_H, out[0]), (OUT_W, out[1]),
         (PAD_TOP, pad_top), (PAD_LEFT, pad_left), (SPLITS, tasks),
+        (MODE, 0 if dtype == "float32" else int(lowest)),
     ):  # fmt: skip
         description[field] = value
     return Prepared(description, function, tasks)

@@ -38,9 +38,9 @@ class Request:
     """What a runner is prepared for.
 
     node: with its attributes and weights.  input_shapes, output_shapes: batch first.
-    input_quant, output_quant: blob scales, one per blob; empty in float.  arithmetic: whose
-    rounding, "tnn" or "onnx".  threads: how many may run the node together.  exact_order: float
-    sums in the order of TNN's naive device, to the bit, which is slower.
+    input_quant, output_quant: blob scales, one per blob; empty in float.  arithmetic: that of the
+    graph, see `quantjit.graph.Graph`.  threads: how many may run the node together.  exact_order:
+    float sums in the order of TNN's naive device, to the bit, which is slower.
     """
 
     node: Node
@@ -56,6 +56,16 @@ class Request:
     def uses_vectors(self) -> bool:
         """Whether the kernels of `quantjit.kernels.simd` may be used."""
         return simd.FORM != "portable" and not self.exact_order
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether int8 results are rounded half to even, zero points added behind."""
+        return self.arithmetic in {"onnx", "onnx-uint8"}
+
+    @property
+    def code_offset(self) -> int:
+        """What the runtime's codes are above int8 ones, where float arithmetic can show it."""
+        return 128 if self.arithmetic == "onnx-uint8" else 0
 
 
 def no_macs(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
@@ -82,8 +92,8 @@ class Op:
 
     infer_shape(node, input_shapes) -> output shapes; raises GraphError naming the node.
     prepare_float(request) -> runner over float32 arrays.
-    prepare_int8(request) -> runner over int8 arrays in the arithmetic of TNN's naive device; None
-    where TNN has no int8 form.
+    prepare_int8(request) -> runner over int8 arrays in the request's arithmetic: that of TNN's
+    naive device or of onnxruntime; None where there is no int8 form.
     macs(node, input_shapes, output_shapes) -> multiply-accumulates for that batch.
     required_weights(attrs) -> the roles that must be in ``node.weights``.
     moves(request) -> where in the only output each input lies as it is, in elements, if the op does

@@ -2,7 +2,8 @@
 
 The int8 form of all but ReLU is a table: f(q * input scale) / output scale, rounded, for each of
 the 256 codes, as ``CpuUnaryLayerAcc`` of TNN computes for each element
-(``source/tnn/device/cpu/acc/cpu_unary_layer_acc.cc``; zero points are ignored there).
+(``source/tnn/device/cpu/acc/cpu_unary_layer_acc.cc``; zero points are ignored there).  In ONNX's
+arithmetic everything is such a table, with zero points and rounded half to even.
 """
 
 from collections.abc import Callable, Sequence
@@ -169,8 +170,9 @@ def _prepare_prelu(request: Request) -> Runner:
 
 
 def _prepare_relu_int8(request: Request) -> Runner:
-    """max(0, q) without rescaling or zero point, as TNN's naive device."""
-    del request
+    """max(0, q) without rescaling or zero point, as TNN's naive device; in ONNX by table."""
+    if request.is_onnx:
+        return _by_table(_clip(lambda _: (0.0, np.inf)))(request)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         relu_int8_into(inputs[0].reshape(-1), outputs[0].reshape(-1))
@@ -187,11 +189,13 @@ def _by_table(prepare_float: Prepare) -> Prepare:
         channels = max(source.scale.size, target.scale.size)
         view = channel_view(request.node, shape, channels)
         reals = np.empty((channels, CODES.size), np.float32)
-        reals[...] = CODES * source.scale[:, None]
+        codes = CODES - source.zero_point[:, None] if request.is_onnx else CODES
+        reals[...] = codes * source.scale[:, None]
         results = np.empty_like(reals)
         on_codes = replace(request, input_shapes=(reals.shape,), output_shapes=(reals.shape,))
         prepare_float(on_codes)((reals,), (results,))
-        tables = code_tables(results, QuantParams(target.scale))
+        zeros = target.zero_point if request.is_onnx else 0
+        tables = code_tables(results, QuantParams(target.scale, zeros), half_even=request.is_onnx)
 
         def run(inputs: Arrays, outputs: Arrays) -> None:
             translate_into(inputs[0].reshape(view), tables, 0, outputs[0].reshape(view))
@@ -199,6 +203,12 @@ def _by_table(prepare_float: Prepare) -> Prepare:
         return run
 
     return prepare
+
+
+def _prepare_relu6_int8(request: Request) -> Runner:
+    if not request.is_onnx:
+        raise GraphError(f"node {request.node.name!r}", "op 'relu6' has no int8 form in TNN")
+    return _by_table(_clip(lambda _: (0.0, 6.0)))(request)
 
 
 def _unary(name: str, prepare_float: Prepare, attrs: type = NoAttrs, *, int8: bool = True) -> Op:
@@ -214,7 +224,7 @@ OPS = (
         _clip(lambda _: (0.0, np.inf)),
         _prepare_relu_int8,
     ),
-    _unary("relu6", _clip(lambda _: (0.0, 6.0)), int8=False),
+    Op("relu6", NoAttrs, same_shape, _clip(lambda _: (0.0, 6.0)), _prepare_relu6_int8),
     _unary("clip", _clip(lambda attrs: (attrs.minimum, attrs.maximum)), ClipAttrs),
     _unary("sigmoid", _transcendental(kernels.SIGMOID)),
     _unary("tanh", _transcendental(kernels.TANH)),

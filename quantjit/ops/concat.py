@@ -82,7 +82,8 @@ def _prepare_concat_int8(request: Request) -> Runner:
     """Requantize to the output scale; plain bytes if any input has a scale a channel (TNN).
 
     rnd((q - zero_point) * scale / output scale + output zero point), one table an input
-    (``source/tnn/device/cpu/acc/cpu_concat_layer_acc.cc``).
+    (``source/tnn/device/cpu/acc/cpu_concat_layer_acc.cc``; onnxruntime's QLinearConcat rounds half
+    to even and copies codes whose scale is that of the output).
     """
     if any(params.per_channel for params in request.input_quant):
         return _prepare_concat(request)
@@ -92,7 +93,11 @@ def _prepare_concat_int8(request: Request) -> Runner:
     for params in request.input_quant:
         reals = (CODES - params.zero_point.astype(np.float32)) * params.scale
         tables.append(
-            code_tables(reals[None], QuantParams(target.scale[:1], target.zero_point[:1]))
+            code_tables(
+                reals[None],
+                QuantParams(target.scale[:1], target.zero_point[:1]),
+                half_even=request.is_onnx,
+            )
         )
     views = [(prod(s[:axis]), 1, prod(s[axis:])) for s in request.input_shapes]
     out_view = (views[0][0], 1, sum(view[2] for view in views))

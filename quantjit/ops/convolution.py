@@ -16,6 +16,7 @@ from quantjit.graph import Array, Node
 from quantjit.kernels import convolution as kernels
 from quantjit.kernels import simd, tiling
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
+from quantjit.quant import QuantParams
 
 _ACTIVATIONS = {
     "none": kernels.NONE,
@@ -28,7 +29,6 @@ _FUSIONS = {
     "add_activation": kernels.ADD_THEN_ACTIVATION,
     "activation_add": kernels.ACTIVATION_THEN_ADD,
 }
-ROUNDING = {"tnn": simd.AWAY, "onnx": simd.EVEN}
 _FEW = 16
 """Fewer output pixels than this do not fill a vector: the output channels do."""
 
@@ -409,6 +409,8 @@ def _prepare_int8(request: Request) -> Runner:
     quant = node.quant
     if quant is None:
         raise GraphError(_place(node), "is not quantized")
+    if request.is_onnx and (attrs.fusion != "none" or attrs.activation == "swish"):
+        raise GraphError(_place(node), "ONNX has no int8 form of what is fused into it")
     out_channels, in_channels, group = attrs.out_channels, attrs.in_channels, attrs.group
     top, _, left, _ = _pads(node, in_shape)
     geometry = _geometry(attrs, top, left, out_shape)
@@ -420,7 +422,8 @@ def _prepare_int8(request: Request) -> Runner:
     factor = spread(factor, out_channels, group)
     zero_point = spread(target.zero_point, out_channels, group)
     input_zero = spread(source.zero_point.astype(np.int16), in_channels, group)
-    six = spread(_code_of_six(target.scale), out_channels, group)
+    codes_of_six = _even_code_of_six(target) if request.is_onnx else _code_of_six(target.scale)
+    six = spread(codes_of_six, out_channels, group)
     activation, fusion = _ACTIVATIONS[attrs.activation], _FUSIONS[attrs.fusion]
     if request.uses_vectors and tiling.fits(weight, bias.reshape(-1)):
         return tiling.prepare_int8(
@@ -442,6 +445,7 @@ def _prepare_int8(request: Request) -> Runner:
                 zero_point.reshape(-1),
                 six.reshape(-1),
                 activation,
+                request.is_onnx,
                 plane,
                 outputs[0],
             )
@@ -477,6 +481,7 @@ def _prepare_int8(request: Request) -> Runner:
                 zero_point,
                 six,
                 activation,
+                request.is_onnx,
                 fusion,
                 inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
                 add_factor,
@@ -503,6 +508,7 @@ def _prepare_int8(request: Request) -> Runner:
             zero_point,
             six,
             activation,
+            request.is_onnx,
             fusion,
             inputs[1].reshape(grouped_out) if fusion != kernels.NO_ADD else nothing,
             add_factor,
@@ -515,15 +521,22 @@ def _prepare_int8(request: Request) -> Runner:
     return run
 
 
+def rounding(request: Request) -> int:
+    """Mode of the emitted kernels for the request's arithmetic."""
+    return simd.EVEN if request.is_onnx else simd.AWAY
+
+
 def _requantization(request: Request, factor: NDArray[np.float32]) -> tiling.Requantization:
-    """Terms of the epilogue; ReLU6 is compared in codes: neither zero point nor add reach it."""
+    """Terms of the epilogue; TNN's ReLU6 compares codes: neither zero point nor add reach it."""
     attrs, target = request.node.attrs, request.output_quant[0]
     count = attrs.out_channels
     nothing = np.zeros(count, np.float32)
     zero = spread(target.zero_point.astype(np.float32), count, 1)[0]
     high = nothing + 127
     capped = attrs.activation == "relu6"
-    if capped:
+    if capped and request.is_onnx:
+        high = spread(_even_code_of_six(target).astype(np.float32), count, 1)[0]
+    elif capped:
         high = spread(_code_of_six(target.scale).astype(np.float32), count, 1)[0]
         zero = nothing
     adds = attrs.fusion == "add_activation" or (attrs.fusion == "activation_add" and not capped)
@@ -537,8 +550,7 @@ def _requantization(request: Request, factor: NDArray[np.float32]) -> tiling.Req
         before, after = after, before
     floor = 0.0 if attrs.activation in {"relu", "relu6"} else -np.inf
     return tiling.Requantization(
-        factor.reshape(-1), zero, high, *before, *after, floor, ROUNDING[request.arithmetic],
-        adds,
+        factor.reshape(-1), zero, high, *before, *after, floor, rounding(request), adds,
     )  # fmt: skip
 
 
@@ -548,6 +560,15 @@ def _code_of_six(scale: NDArray[np.float32]) -> NDArray[np.int8]:
     with np.errstate(over="ignore"):
         np.divide(np.float32(6), scale, out=steps, where=scale > 0)
     codes: NDArray[np.int8] = np.minimum(steps + np.float32(0.5), 127).astype(np.int8)
+    return codes
+
+
+def _even_code_of_six(target: QuantParams) -> NDArray[np.int8]:
+    """Code of 6.0 in ONNX: half to even, with the zero point, saturated."""
+    steps = np.full(target.scale.shape, np.float32(255))
+    with np.errstate(over="ignore"):
+        np.divide(np.float32(6), target.scale, out=steps, where=target.scale > 0)
+    codes: NDArray[np.int8] = np.minimum(np.rint(steps) + target.zero_point, 127).astype(np.int8)
     return codes
 
 

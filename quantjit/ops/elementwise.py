@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from quantjit.errors import GraphError
 from quantjit.graph import Array, Node
 from quantjit.kernels import elementwise as kernels
-from quantjit.kernels.codes import add_int8_into, dequantize_into, requantize_into
+from quantjit.kernels.codes import (
+    add_even_int8_into,
+    add_int8_into,
+    dequantize_into,
+    requantize_into,
+)
 from quantjit.kernels.wrapped import prepare_add
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.reformat import channel_view
@@ -147,6 +152,8 @@ def _prepare_add_int8(request: Request) -> Runner:
     node, shapes = request.node, (*request.input_shapes, *request.output_shapes)
     if len(request.input_shapes) < 2 or any(a != b for a, b in pairwise(shapes)):
         raise GraphError(f"node {node.name!r}", "int8 add needs blobs of one shape")
+    if request.is_onnx:
+        return _prepare_add_onnx(request)
     channels = request.input_quant[0].scale.size
     view = channel_view(node, shapes[0], channels)
     sources = [_by_channel(params, channels) for params in request.input_quant]
@@ -168,6 +175,31 @@ def _prepare_add_int8(request: Request) -> Runner:
                 codes.reshape(view), params.scale, params.zero_point, position > 0, total
             )
         requantize_into(total, target.scale, target.zero_point, outputs[0].reshape(view))
+
+    return run
+
+
+def _prepare_add_onnx(request: Request) -> Runner:
+    """As QLinearAdd of onnxruntime: quotients of scales, the zero points in one shift."""
+    if len(request.input_quant) != 2:
+        raise GraphError(f"node {request.node.name!r}", "ONNX adds two int8 blobs, no more")
+    target = request.output_quant[0]
+    if any(params.per_channel for params in (*request.input_quant, target)):
+        raise GraphError(f"node {request.node.name!r}", "ONNX has one scale a blob")
+    factors = np.array(
+        [params.scale[0] / target.scale[0] for params in request.input_quant], np.float32
+    )
+    offset = request.code_offset
+    zeros = [
+        np.float32(int(params.zero_point[0]) + offset) for params in (*request.input_quant, target)
+    ]
+    # float32 but for one product, which a compiler fuses into the sum
+    product = np.float64(factors[0]) * np.float64(zeros[0])
+    shift = zeros[2] - np.float32(product + np.float64(factors[1] * zeros[1]))
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        left, right, out = (x.reshape(-1) for x in (*inputs, outputs[0]))
+        add_even_int8_into(left, right, factors, shift, offset, out)
 
     return run
 

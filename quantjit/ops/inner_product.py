@@ -11,11 +11,11 @@ from quantjit.graph import Array, Node
 from quantjit.kernels import convolution, gemm, tiling
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.convolution import (
-    ROUNDING,
     check_sums,
     checked_bias,
     checked_weight,
     requantization_factor,
+    rounding,
     spread,
 )
 
@@ -100,7 +100,7 @@ def _prepare_int8(request: Request) -> Runner:
         empty = np.zeros(count, np.float32)
         finish = tiling.Requantization(
             factor, zero_point.astype(np.float32), empty + 127, empty, empty, empty, empty,
-            -np.inf, ROUNDING[request.arithmetic], adds=False,
+            -np.inf, rounding(request), adds=False,
         )  # fmt: skip
         codes = np.ascontiguousarray(weight, np.int32)
         return tiling.prepare_product_int8(
@@ -118,8 +118,8 @@ def _prepare_int8(request: Request) -> Runner:
         for row in range(rows):
             convolution.finish_int8_into(
                 sums[row].reshape(count, 1), 0, 1, bias, factor, zero_point, zero_point,
-                convolution.NONE, convolution.NO_ADD, nothing, no_factor, nothing[0],
-                out[row].reshape(count, 1),
+                convolution.NONE, request.is_onnx, convolution.NO_ADD, nothing, no_factor,
+                nothing[0], out[row].reshape(count, 1),
             )  # fmt: skip
 
     return run

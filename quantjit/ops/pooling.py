@@ -13,6 +13,7 @@ import numpy as np
 
 from quantjit.errors import GraphError
 from quantjit.graph import Node
+from quantjit.kernels.codes import quantize_even_into
 from quantjit.kernels.max_pooling import prepare_max
 from quantjit.kernels.pooling import (
     adaptive_average_pool_into,
@@ -120,8 +121,7 @@ def _planes(shape: Shape) -> Shape:
 def _max_runner(sizes: _Sizes, lowest: np.float32 | np.int8, request: Request) -> Runner:
     planes, out_planes = _planes(request.input_shapes[0]), _planes(request.output_shapes[0])
     if request.uses_vectors:
-        kind = lowest.dtype.name
-        prepared = prepare_max(kind, planes, out_planes[1:], sizes, request.threads)
+        prepared = prepare_max(lowest, planes, out_planes[1:], sizes, request.threads)
         if prepared is not None:
             return prepared
     line = np.empty(planes[-1], lowest.dtype)
@@ -168,6 +168,8 @@ def _prepare_float(request: Request) -> Runner:
 
 def _prepare_int8(request: Request) -> Runner:
     """Codes in, codes out: no rescaling; TNN takes input and output scale to be the same."""
+    if request.is_onnx:
+        return _prepare_onnx(request)
     node, shape = request.node, request.input_shapes[0]
     planes, out_planes = _planes(shape), _planes(request.output_shapes[0])
     if node.attrs.adaptive:  # TNN has no int8 form: it runs input-sized windows at stride 1
@@ -181,6 +183,36 @@ def _prepare_int8(request: Request) -> Runner:
         average_pool_int8_into(inputs[0].reshape(planes), *sizes, outputs[0].reshape(out_planes))
 
     return run_average
+
+
+def _prepare_onnx(request: Request) -> Runner:
+    """Maxima of codes of one scale; means in float32, requantized to a scale of their own.
+
+    Sums of codes less their zero point are exact; onnxruntime's pools divide and round alike.
+    """
+    node, shape = request.node, request.input_shapes[0]
+    source, target = request.input_quant[0], request.output_quant[0]
+    if source.per_channel or target.per_channel:
+        raise GraphError(f"node {node.name!r}", "ONNX has one scale a blob")
+    if node.attrs.kind == "max":
+        if source != target:
+            raise GraphError(f"node {node.name!r}", "max pooling needs one scale on both sides")
+        _, sizes = _geometry(node, shape)
+        return _max_runner(sizes, np.int8(-128), request)
+    pool = _prepare_float(request)
+    values = np.empty(shape, np.float32)
+    means = np.empty(request.output_shapes[0], np.float32)
+    zero = np.float32(source.zero_point[0])
+    divisor = np.array([target.scale[0] / source.scale[0]], np.float32)
+
+    def run(inputs: Arrays, outputs: Arrays) -> None:
+        np.subtract(inputs[0], zero, out=values, dtype=np.float32)
+        pool((values,), (means,))
+        quantize_even_into(
+            means.reshape(1, 1, -1), divisor, target.zero_point, outputs[0].reshape(1, 1, -1)
+        )
+
+    return run
 
 
 OPS = (Op("pooling", PoolingAttrs, _infer_shape, _prepare_float, _prepare_int8),)

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from quantjit.errors import GraphError
 from quantjit.graph import Node
-from quantjit.kernels.codes import dequantize_into, quantize_into, requantize_into
+from quantjit.kernels.codes import (
+    dequantize_into,
+    quantize_even_into,
+    quantize_into,
+    requantize_into,
+)
 from quantjit.ops import Arrays, NoAttrs, Op, Request, Runner, Shape
 from quantjit.quant import QuantParams
 
@@ -37,8 +42,10 @@ def channel_view(node: Node, shape: Shape, channels: int) -> Shape:
     return (shape[0], channels, prod(shape[2:]))
 
 
-def code_tables(reals: NDArray[np.float32], target: QuantParams) -> NDArray[np.int8]:
-    """Codes of real numbers, as the int8 ops of TNN round them.
+def code_tables(
+    reals: NDArray[np.float32], target: QuantParams, *, half_even: bool = False
+) -> NDArray[np.int8]:
+    """Codes of real numbers, as the int8 ops of TNN round them, or half to even as ONNX.
 
     reals: float32 (channels, 256), the value of each code; returns int8, same shape.
     """
@@ -46,7 +53,8 @@ def code_tables(reals: NDArray[np.float32], target: QuantParams) -> NDArray[np.i
     tables: NDArray[np.int8] = np.empty(reals.shape, np.int8)
     # TNN's clamp sends what is not a number to 127; infinity takes the same way
     finite = np.where(np.isnan(reals), np.float32(np.inf), reals)
-    requantize_into(
+    quantize = quantize_even_into if half_even else requantize_into
+    quantize(
         finite.reshape(1, channels, -1),
         np.ascontiguousarray(np.broadcast_to(target.scale, channels)),
         np.ascontiguousarray(np.broadcast_to(target.zero_point, channels)),
@@ -64,11 +72,10 @@ def _scale(node: Node, scales: tuple[QuantParams, ...]) -> QuantParams:
 def _prepare_quantize(request: Request) -> Runner:
     params = _scale(request.node, request.output_quant)
     view = channel_view(request.node, request.input_shapes[0], params.scale.size)
+    quantize = quantize_even_into if request.is_onnx else quantize_into
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
-        quantize_into(
-            inputs[0].reshape(view), params.scale, params.zero_point, outputs[0].reshape(view)
-        )
+        quantize(inputs[0].reshape(view), params.scale, params.zero_point, outputs[0].reshape(view))
 
     return run
 

@@ -36,5 +36,13 @@ def fuse_activation(graph: Graph) -> Graph:
 
 
 def _fits(graph: Graph, convolution: Node, activation: Node) -> bool:
-    """Tell whether the blob has the scale that an int8 convolution needs to write it."""
-    return convolution.quant is None or activation.outputs[0] in graph.scales
+    """Tell whether the blob has the scale that an int8 convolution needs to write it.
+
+    ONNX rounds to the convolution's own scale first, where it has one.
+    """
+    if convolution.quant is None:
+        return True
+    source, target = convolution.outputs[0], activation.outputs[0]
+    if graph.is_onnx and source in graph.scales:
+        return graph.scales[source] == graph.scales.get(target)
+    return target in graph.scales

@@ -1,9 +1,9 @@
-"""Make an int8 network explicit: what TNN's loader does to a quantized file before it runs.
+"""Make an int8 network explicit: what the runtime does to a quantized file before it runs.
 
-In its order (``source/tnn/optimizer``): convolution + activation; 1 x 1 convolution + int8 add,
-whose sum then never passes through int8 ("net_optimizer_fuse_conv_add"); the activation after the
-add; conversions wherever an int8 node and a float node meet ("net_optimizer_insert_int8_reformat",
-whose names for nodes and blobs are kept).
+TNN's loader, in its order (``source/tnn/optimizer``): convolution + activation; 1 x 1 convolution +
+int8 add, whose sum then never passes through int8 ("net_optimizer_fuse_conv_add"); the activation
+after the add; conversions wherever an int8 node and a float node meet, under the names of
+"net_optimizer_insert_int8_reformat".  For ONNX an add is a node of its own.
 """
 
 from dataclasses import replace
@@ -20,6 +20,8 @@ def lower(graph: Graph) -> Graph:
     graph = fuse_activation(graph)
     if not graph.is_quantized:
         return graph
+    if graph.is_onnx:
+        return _insert_conversions(graph)
     return _insert_conversions(fuse_activation(_fuse_add(graph)))
 
 

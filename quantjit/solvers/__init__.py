@@ -25,6 +25,8 @@ class BlobSolver:
     name: on the command line.  number: TNN's own number of the method, None where it has none.
     summary: one line of help.  symmetric: whether zero points are all 0.
     solve(stats) -> QuantParams with as many scales as the statistics have channels.
+    threshold(stats, codes) -> float64 (channels,): the largest magnitude that is kept when `codes`
+    steps reach from 0 to it; None where that does not depend on their number.
     """
 
     name: str
@@ -32,6 +34,7 @@ class BlobSolver:
     summary: str
     symmetric: bool
     solve: Callable[[BlobStats], QuantParams]
+    threshold: Callable[[BlobStats, int], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

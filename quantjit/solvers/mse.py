@@ -10,18 +10,24 @@ from quantjit.solvers import BlobSolver, WeightCodes, WeightSolver
 from quantjit.stats import BlobStats
 
 
-def solve(stats: BlobStats) -> QuantParams:
-    """Return the step that minimizes rounding plus clipping error over the histogram.
+def threshold(stats: BlobStats, codes: int) -> NDArray[np.float64]:
+    """Return the threshold that minimizes rounding plus clipping error over the histogram.
 
-    The best of all bin edges and absmax, the values of a bin lying evenly over it;
-    `quantjit.kernels.mse` has the model.
+    codes: steps from 0 to the threshold.  The best of all bin edges and absmax, the values of a bin
+    lying evenly over it; `quantjit.kernels.mse` has the model.
     """
     width = stats.bin_width
     in_bins = np.zeros(stats.channels)
     np.divide(stats.absmax, width, out=in_bins, where=width > 0)
-    threshold = np.zeros(stats.channels)
-    search_squared_error_into(stats.counts, in_bins, 127, threshold)
-    return QuantParams(threshold * width / 127)
+    found = np.zeros(stats.channels)
+    search_squared_error_into(stats.counts, in_bins, codes, found)
+    kept: NDArray[np.float64] = found * width
+    return kept
+
+
+def solve(stats: BlobStats) -> QuantParams:
+    """Return the step of least squared error, threshold / 127."""
+    return QuantParams(threshold(stats, 127) / 127)
 
 
 def quantize(weights: NDArray[np.float32], compat: bool) -> WeightCodes:
@@ -33,6 +39,6 @@ def quantize(weights: NDArray[np.float32], compat: bool) -> WeightCodes:
 
 
 SOLVERS = (
-    BlobSolver("mse", None, "least squared error", True, solve),
+    BlobSolver("mse", None, "least squared error", True, solve, threshold),
     WeightSolver("mse", None, "least squared error", True, quantize),
 )
