@@ -1,11 +1,11 @@
 """Prepares a convolution for `tiled`: packs the weights once, lays out scratch, cuts into tasks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantjit.kernels import depthwise, simd, tiled
+from quantjit.kernels import depthwise, simd, tiled, winograd
 from quantjit.kernels.schedule import Prepared, TaskFunction
 from quantjit.kernels.tiled import BY_CHANNEL, BY_TAP, IN_PLACE, UNIT
 
@@ -14,6 +14,8 @@ Floats = NDArray[np.float32]
 
 _NEAR_CACHE = 320 * 1024
 """Bytes of a task's laid-out input: it stays in a core's own cache while all weights pass."""
+_MANY = 12
+"""Channels from which on transforming squares pays."""
 _LARGEST = 6
 _SMALLEST = 4
 
@@ -142,9 +144,103 @@ def prepare_float(
     if function and not swish:
         arrays[tiled.WEIGHTS] = np.ascontiguousarray(weight, np.float32)
         return _planes(window, function, arrays, 0, threads)
+    if not swish and _suits_winograd(window):
+        return _squares(window, weight, biases, (low, high), threads)
     units = rows[..., None]  # one product a lane: (groups, channels, depth, 1)
     layout = IN_PLACE if window.reads_all else BY_CHANNEL
     return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1)
+
+
+def _suits_winograd(window: Window) -> bool:
+    """Whether squares of outputs pay: the transforms must be shared by enough channels."""
+    groups = window.groups
+    return (
+        (window.kernel_h, window.kernel_w, window.stride_h, window.stride_w) == (3, 3, 1, 1)
+        and window.dilation_h == window.dilation_w == 1
+        and min(window.channels, window.out_channels) // groups >= _MANY
+        and min(window.out_h, window.out_w) >= winograd.SQUARE
+    )
+
+
+def _squares(
+    window: Window, weight: Floats, biases: Floats, limits: tuple[float, float], threads: int
+) -> Prepared:
+    """Prepare a 3 x 3 convolution by transformed squares; biases: (groups, full channels)."""
+    groups, side = window.groups, winograd.SIDE
+    channels, outs = window.channels // groups, window.out_channels // groups
+    across = -(-window.out_w // winograd.SQUARE)
+    down = -(-window.out_h // winograd.SQUARE)
+    grid = replace(
+        window, out_h=down, out_w=across, kernel_h=side, kernel_w=side,
+        stride_h=winograd.SQUARE, stride_w=winograd.SQUARE,
+    )  # fmt: skip
+    description = _describe(grid)
+    cut = blocks(outs)
+    filters = np.zeros((groups, _full(window), channels, side, side), np.float32)
+    filters[:, :outs] = winograd.transform_filters(
+        weight.reshape(groups, outs, channels, window.kernel_h, window.kernel_w)
+    )
+    by_position = filters.reshape(groups, -1, channels, winograd.POSITIONS).transpose(0, 3, 2, 1)
+    arrays: dict[int, NDArray[np.generic]] = {
+        tiled.BIAS: biases,
+        tiled.LIMITS: np.array([*limits, *(0.0,) * _LARGEST], np.float32),
+        tiled.WEIGHTS: np.concatenate(
+            [
+                by_position[..., first : first + height].reshape(groups, -1)
+                for height, first in cut
+            ],
+            axis=1,
+        ),
+        tiled.BLOCKS: np.array(
+            [
+                (height, first, min(height, outs - first), first * channels * 4 * side * side)
+                for height, first in cut
+            ],
+            np.int64,
+        ),
+    }
+    band = _band_of_squares(down, across, channels)
+    room = -(-band * across // simd.LANES) * simd.LANES + simd.LANES
+    laid = _lay_rows(grid, channels, band, description, arrays)
+    steps = np.arange(channels, dtype=np.int64) * room * 4
+    pixels = arrays[tiled.OFFSETS].astype(np.int64)[: winograd.POSITIONS]
+    arrays[tiled.OFFSETS] = np.concatenate([steps, pixels])
+    scratch_bytes = winograd.POSITIONS * (_LARGEST + channels) * room * 4 + laid + 128
+    bands = -(-down // band)
+    tasks = window.images * groups * bands
+    splits = min(len(cut), max(1, -(-2 * threads // tasks))) if threads > 1 else 1
+    scratch = _scratch(description, scratch_bytes, threads)
+    _point(description, arrays)
+    for field, value in (
+        (tiled.BLOCK_COUNT, len(cut)), (tiled.DEPTH, room), (tiled.BAND, band),
+        (tiled.BANDS, bands), (tiled.SPLITS, splits), (tiled.PIXELS, window.out_h),
+        (tiled.TERMS, window.out_w), (tiled.FULL_CHANNELS, _full(window)),
+    ):  # fmt: skip
+        description[field] = value
+    function = winograd.winograd_task
+    return Prepared(description, function, tasks * splits, (*arrays.values(), scratch))
+
+
+def _band_of_squares(down: int, across: int, channels: int) -> int:
+    """Rows of squares of a band: few empty lanes, and a transformed input that stays near."""
+    best = (0, 0, 1)
+    for band in range(1, down + 1):
+        near = winograd.POSITIONS * channels * band * across * 4 <= 2 * _NEAR_CACHE
+        if band > 1 and not near:
+            break
+        whole, last = divmod(down, band)
+        vectors = whole * -(-band * across // simd.LANES) + -(-last * across // simd.LANES)
+        best = max(best, (-vectors, band, band)) if band > 1 else (-vectors, band, band)
+    return best[2]
+
+
+def _scratch(description: Longs, size: int, threads: int) -> NDArray[np.generic]:
+    """Make the scratch of all threads, and describe it."""
+    size += -size % 64
+    scratch = np.zeros(threads * size + 64, np.uint8)
+    description[tiled.SCRATCH] = scratch.ctypes.data + -scratch.ctypes.data % 64
+    description[tiled.SCRATCH_BYTES] = size
+    return scratch
 
 
 def prepare_int8(
@@ -370,12 +466,8 @@ def _tiled(
     if threads > 1:
         splits = min(len(cut), max(1, -(-4 * threads // tasks)))
     spare = 4 * (window.out_w * window.stride_w + (unit + simd.LANES) * window.dilation_w)
-    scratch_bytes = tiled.TILE_BYTES + laid + spare + 64
-    scratch_bytes += -scratch_bytes % 64
-    scratch = np.zeros(threads * scratch_bytes + 64, np.uint8)
+    scratch = _scratch(description, tiled.TILE_BYTES + laid + spare + 64, threads)
     _point(description, arrays)
-    description[tiled.SCRATCH] = scratch.ctypes.data + -scratch.ctypes.data % 64
-    description[tiled.SCRATCH_BYTES] = scratch_bytes
     description[tiled.BLOCK_COUNT], description[tiled.DEPTH] = len(cut), depth
     description[tiled.BAND] = rows
     description[tiled.BANDS] = -(-int(description[tiled.OUT_H]) // rows)
@@ -409,11 +501,25 @@ def _cut_rows(
     arrays: dict[int, NDArray[np.generic]],
 ) -> tuple[int, int]:
     """Phases of padded rows; returns (output rows of a band, bytes of its laid-out input)."""
-    columns: list[tuple[int, int]]  # of each tap of a kernel row: phase, shift within it
-    if layout == BY_TAP:
-        heads = range(0, window.kernel_w, unit)
-        columns = [(head * window.dilation_w, 0) for head in heads]
-        pitch = window.out_w
+    pitch, phases, halo = _phases(window, unit if layout == BY_TAP else 0)[:3]
+    room = _NEAR_CACHE // 4 // (planes * len(phases) * pitch) - halo
+    band = max(1, min(window.out_h, room))
+    band = -(-window.out_h // -(-window.out_h // band))  # as even as can be
+    unit = unit if layout == BY_TAP else 0
+    return band, _lay_rows(window, planes, band, description, arrays, unit)
+
+
+def _phases(
+    window: Window, joined: int
+) -> tuple[int, list[tuple[int, int]], int, int, list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return (pitch, phases, halo, reach, lines, columns) of a laid-out input.
+
+    joined: taps of a kernel row that a dword joins, 0 if it joins none.  lines, columns: of each
+    tap, its phase and its shift there; halo, reach: the largest shifts.
+    """
+    if joined:
+        columns = [(head * window.dilation_w, 0) for head in range(0, window.kernel_w, joined)]
+        reach, pitch = 0, window.out_w
     else:
         shifts = [tap * window.dilation_w for tap in range(window.kernel_w)]
         columns = [(shift % window.stride_w, shift // window.stride_w) for shift in shifts]
@@ -422,11 +528,19 @@ def _cut_rows(
     shifts = [tap * window.dilation_h for tap in range(window.kernel_h)]
     lines = [(shift % window.stride_h, shift // window.stride_h) for shift in shifts]
     phases = sorted({(line, column) for line, _ in lines for column, _ in columns})
-    halo = max(shift for _, shift in lines)
-    reach = max(shift for _, shift in columns)
-    room = _NEAR_CACHE // 4 // (planes * len(phases) * pitch) - halo
-    band = max(1, min(window.out_h, room))
-    band = -(-window.out_h // -(-window.out_h // band))  # as even as can be
+    return pitch, phases, max(shift for _, shift in lines), reach, lines, columns
+
+
+def _lay_rows(
+    window: Window,
+    planes: int,
+    band: int,
+    description: Longs,
+    arrays: dict[int, NDArray[np.generic]],
+    joined: int = 0,
+) -> int:
+    """Describe the laid-out input of a band; returns its bytes."""
+    pitch, phases, halo, reach, lines, columns = _phases(window, joined)
     plane = (band + halo) * pitch + reach + simd.TILE
     arrays[tiled.PHASE_TABLE] = np.array(phases, np.int64)
     places = [
@@ -438,7 +552,7 @@ def _cut_rows(
     arrays[tiled.OFFSETS] = np.array(places, np.int64)
     description[tiled.PITCH], description[tiled.PLANE] = pitch, plane
     description[tiled.PHASES], description[tiled.HALO] = len(phases), halo
-    return band, planes * len(phases) * plane * 4
+    return planes * len(phases) * plane * 4
 
 
 def _shared(window: Window, phases: set[int], reach: int) -> int:
@@ -482,12 +596,8 @@ def _few(
     steps = np.arange(depth, dtype=np.int64) * simd.TILE * 4
     arrays[tiled.WEIGHTS] = packed
     arrays[tiled.OFFSETS] = np.concatenate([steps, places.ravel()])
-    scratch_bytes = tiled.TILE_BYTES + depth * _LARGEST * 4 + 64
-    scratch_bytes += -scratch_bytes % 64
-    scratch = np.zeros(threads * scratch_bytes + 64, np.uint8)
+    scratch = _scratch(description, tiled.TILE_BYTES + depth * _LARGEST * 4 + 64, threads)
     _point(description, arrays)
-    description[tiled.SCRATCH] = scratch.ctypes.data + -scratch.ctypes.data % 64
-    description[tiled.SCRATCH_BYTES] = scratch_bytes
     description[tiled.BLOCK_COUNT], description[tiled.DEPTH] = count, depth
     tasks = int(description[tiled.IMAGES]) * groups
     splits = min(count, max(1, -(-4 * threads // tasks))) if threads > 1 else 1
