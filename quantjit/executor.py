@@ -64,9 +64,9 @@ class _Step:
 def _tabulate(
     steps: list[_Step],
 ) -> tuple[NDArray[np.int64], list["_Step | tuple[int, int]"]]:
-    """Number the steps that `schedule` runs; return its table, and all parts of a run in order.
+    """Give the steps that `schedule` runs their rows; return its table and the parts of a run.
 
-    A part is a step, or the (first, last) rows of neighbouring steps that are run in one call.
+    In order; a part is a step, or the (first, last) rows of neighbours that are run in one call.
     """
     rows: list[tuple[int, int, int]] = []
     parts: list[_Step | tuple[int, int]] = []
@@ -138,20 +138,15 @@ def plan_memory(graph: Graph) -> tuple[int, int]:
 def _requests(
     graph: Graph, shapes: Mapping[str, Shape], threads: int = 1, *, exact_order: bool = False
 ) -> dict[str, Request]:
-    """What each node, by name, is prepared for; GraphError if an int8 one lacks a blob's scale."""
+    """Return what each node is prepared for; GraphError if an int8 one lacks a blob's scale."""
     requests = {}
     for node in graph.nodes:
-        quants: list[tuple[QuantParams, ...]] = []
-        for blobs in (node.inputs, node.outputs):
-            if node.quant is not None:
-                quants.append(tuple(_scale_of(graph, blob, node) for blob in blobs))
-            else:
-                quants.append(tuple(graph.scales[blob] for blob in blobs if blob in graph.scales))
         requests[node.name] = Request(
             node,
             tuple(shapes[blob] for blob in node.inputs),
             tuple(shapes[blob] for blob in node.outputs),
-            *quants,
+            _scales_of(graph, node, node.inputs),
+            _scales_of(graph, node, node.outputs),
             graph.arithmetic,
             threads,
             exact_order,
@@ -159,11 +154,19 @@ def _requests(
     return requests
 
 
+def _scales_of(graph: Graph, node: Node, blobs: tuple[str, ...]) -> tuple[QuantParams, ...]:
+    if node.quant is not None:
+        return tuple(_scale_of(graph, blob, node) for blob in blobs)
+    return tuple(graph.scales[blob] for blob in blobs if blob in graph.scales)
+
+
 def _scale_of(graph: Graph, blob: str, node: Node) -> QuantParams:
     try:
         return graph.scales[blob]
     except KeyError:
-        raise GraphError(f"node {node.name!r}", f"is int8, but blob {blob!r} has no scale") from None
+        raise GraphError(
+            f"node {node.name!r}", f"is int8, but blob {blob!r} has no scale"
+        ) from None
 
 
 def _find_views(graph: Graph, requests: Mapping[str, Request]) -> dict[str, tuple[str, int]]:
@@ -174,7 +177,9 @@ def _find_views(graph: Graph, requests: Mapping[str, Request]) -> dict[str, tupl
     views: dict[str, tuple[str, int]] = {}
     for node in graph.nodes:
         offsets = ops.get(node.op).moves(requests[node.name])
-        movable = [blob for blob in node.inputs if blob not in views and blob not in graph.constants]
+        movable = [
+            blob for blob in node.inputs if blob not in views and blob not in graph.constants
+        ]
         if offsets is not None and len(set(movable)) == len(node.inputs):
             views |= {
                 blob: (node.outputs[0], at) for blob, at in zip(node.inputs, offsets, strict=True)
@@ -202,8 +207,8 @@ def _plan_memory(
     last_read |= dict.fromkeys((whole[blob][0] for blob in graph.outputs), len(graph.nodes))
     arena = _Arena()
     slots: dict[str, int] = {}
-    for blob in graph.inputs:
-        root = whole[blob.name][0]
+    for source in graph.inputs:
+        root = whole[source.name][0]
         slots[root] = arena.take(sizes[root])
     for index, node in enumerate(graph.nodes):
         roots = [whole[blob][0] for blob in (*node.inputs, *node.outputs) if blob in whole]
@@ -358,7 +363,9 @@ class Executor:
         node, op = request.node, ops.get(request.node.op)
         inputs = tuple(self._arrays[blob] for blob in node.inputs)
         outputs = tuple(self._arrays[blob] for blob in node.outputs)
-        if node.inputs and all(views.get(blob, ("",))[0] == node.outputs[0] for blob in node.inputs):
+        if node.inputs and all(
+            views.get(blob, ("",))[0] == node.outputs[0] for blob in node.inputs
+        ):
             return _Step(node, _stay, inputs, outputs)
         if node.quant is None:
             run = op.prepare_float(request)

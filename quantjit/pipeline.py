@@ -179,9 +179,7 @@ def calibrate(
         threads = 1 if settings.blob_method.startswith("aciq") else jobs
         ranges = {blob: seen.update_range for blob, seen in reference.items()}
         watch = _Watch(ranges, nonfinite)
-        images = _observe(
-            graph, dataset, watch, threads, on_progress, "ranges", exact_order=True
-        )
+        images = _observe(graph, dataset, watch, threads, on_progress, "ranges", exact_order=True)
         for seen in reference.values():
             seen.start_histogram()
         counts = {blob: seen.update_histogram for blob, seen in reference.items()}

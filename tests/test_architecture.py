@@ -67,15 +67,18 @@ def test_no_drawers_and_a_docstring_each():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
-def test_kernels_are_decorated_in_one_way():
+def test_kernels_are_compiled_in_one_way():
     for path in (ROOT / "kernels").glob("*.py"):
         if path.name == "__init__.py":
             continue
-        for item in ast.parse(path.read_text(encoding="utf-8")).body:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for item in tree.body:
             if isinstance(item, ast.FunctionDef):
-                names = [ast.unparse(decorator) for decorator in item.decorator_list]
-                assert names in (["kernel"], ["parallel_kernel"]), f"{path.name}: {item.name}"
+                names = {ast.unparse(decorator) for decorator in item.decorator_list}
+                assert names <= {"kernel", "parallel_kernel", "cache"}, f"{path.name}: {item.name}"
                 assert item.name.startswith("_") or ast.get_docstring(item), item.name
+        called = {ast.unparse(item.func) for item in ast.walk(tree) if isinstance(item, ast.Call)}
+        assert not called & {"njit", "numba.njit", "numba.jit", "jit"}, path.name
 
 
 def test_types_are_frozen():

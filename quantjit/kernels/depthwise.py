@@ -15,11 +15,43 @@ from quantjit.kernels import simd
 from quantjit.kernels.planes import Plane
 from quantjit.kernels.schedule import TaskFunction
 from quantjit.kernels.simd import (
-    AWAY, CENTERED, EVEN, F32, I8, I32, I64, INTS, LANES, RECTIFIED, Emitter, constant, emitted,
+    AWAY,
+    CENTERED,
+    EVEN,
+    F32,
+    I8,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    RECTIFIED,
+    Emitter,
+    constant,
+    emitted,
 )  # fmt: skip
 from quantjit.kernels.tiled import (
-    BIAS, FIELDS, GROUPS, HEIGHT, IMAGES, LIMITS, MODE, OUT, OUT_H, OUT_W, PAD_LEFT, PAD_TOP,
-    SPLITS, TERMS, WEIGHTS, WIDTH, X, ZEROS, codes, floats, integers, longs,
+    BIAS,
+    FIELDS,
+    GROUPS,
+    HEIGHT,
+    IMAGES,
+    LIMITS,
+    MODE,
+    OUT,
+    OUT_H,
+    OUT_W,
+    PAD_LEFT,
+    PAD_TOP,
+    SPLITS,
+    TERMS,
+    WEIGHTS,
+    WIDTH,
+    ZEROS,
+    X,
+    codes,
+    floats,
+    integers,
+    longs,
 )  # fmt: skip
 
 _BYTES = 64
@@ -28,7 +60,8 @@ _GROUP = 4  # codes of a product
 
 def _float(kernel_h: int, kernel_w: int, stride: int) -> Any:
     def emit(e: Emitter, image: Any, out: Any, height: Any, width: Any, out_h: Any, out_w: Any,
-             pad_top: Any, pad_left: Any, weights: Any, bias: Any, low: Any, high: Any) -> None:  # fmt: skip
+             pad_top: Any, pad_left: Any, weights: Any, bias: Any, low: Any,
+             high: Any) -> None:  # fmt: skip
         builder = e.builder
         sizes = (image, out, height, width, out_h, out_w, pad_top, pad_left)
         plane = Plane(e, sizes, (kernel_h, kernel_w, stride))
@@ -74,7 +107,7 @@ def _int8(kernel_h: int, kernel_w: int, stride: int) -> Any:
         plane = Plane(e, sizes, (kernel_h, kernel_w, stride))
         taps = [e.splat(e.load(e.at(weights, t, 4), I32)) for t in range(kernel_h * groups)]
         start = e.splat(builder.trunc(bias, I32))
-        terms = [e.splat(value) for value in (step, zero, high, floor)]
+        step, zero, high, floor = (e.splat(value) for value in (step, zero, high, floor))
         empty = ir.Constant(codes_kind, ir.Undefined)
         first = builder.insert_element(empty, builder.trunc(pad, I8), ir.Constant(I32, 0))
         padding = builder.shuffle_vector(first, empty, constant(I32, _BYTES, 0))
@@ -106,7 +139,7 @@ def _int8(kernel_h: int, kernel_w: int, stride: int) -> Any:
                             if 0 <= i < kernel_h:
                                 sums[r] = e.dot(sums[r], dwords, taps[i * groups + g])
                 for r, total in enumerate(sums):
-                    value = e.requantize(total, *terms, rounding)
+                    value = e.requantize(total, step, zero, high, floor, rounding)
                     to = builder.mul(builder.add(row, ir.Constant(I64, r)), out_w)
                     e.store_some(value, e.at(out, builder.add(to, ow)), out_mask)
 
@@ -142,7 +175,8 @@ def float_3x3(address: int, task: int, thread: int) -> None:
         c = plane % d[GROUPS]
         _FLOAT_3(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 36, bias[c], limits[0], limits[1],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 36, bias[c], limits[0],
+            limits[1],
         )  # fmt: skip
 
 
@@ -157,8 +191,8 @@ def int8_3x3(address: int, task: int, thread: int) -> None:
         c = plane % groups
         _INT8_3(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H], d[OUT_W],
-            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 12, np.int64(bias[c]), np.int64(zeros[c]), floor,
-            terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
+            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 12, np.int64(bias[c]),
+            np.int64(zeros[c]), floor, terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
         )  # fmt: skip
 
 
@@ -172,7 +206,8 @@ def float_3x3_stride2(address: int, task: int, thread: int) -> None:
         c = plane % d[GROUPS]
         _FLOAT_3_2(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 36, bias[c], limits[0], limits[1],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 36, bias[c], limits[0],
+            limits[1],
         )  # fmt: skip
 
 
@@ -187,8 +222,8 @@ def int8_3x3_stride2(address: int, task: int, thread: int) -> None:
         c = plane % groups
         _INT8_3_2(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H], d[OUT_W],
-            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 12, np.int64(bias[c]), np.int64(zeros[c]), floor,
-            terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
+            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 12, np.int64(bias[c]),
+            np.int64(zeros[c]), floor, terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
         )  # fmt: skip
 
 
@@ -202,7 +237,8 @@ def float_5x5(address: int, task: int, thread: int) -> None:
         c = plane % d[GROUPS]
         _FLOAT_5(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 100, bias[c], limits[0], limits[1],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 100, bias[c], limits[0],
+            limits[1],
         )  # fmt: skip
 
 
@@ -217,8 +253,8 @@ def int8_5x5(address: int, task: int, thread: int) -> None:
         c = plane % groups
         _INT8_5(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H], d[OUT_W],
-            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 40, np.int64(bias[c]), np.int64(zeros[c]), floor,
-            terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
+            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 40, np.int64(bias[c]),
+            np.int64(zeros[c]), floor, terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
         )  # fmt: skip
 
 
@@ -232,7 +268,8 @@ def float_5x5_stride2(address: int, task: int, thread: int) -> None:
         c = plane % d[GROUPS]
         _FLOAT_5_2(
             d[X] + plane * size * 4, d[OUT] + plane * out_size * 4, d[HEIGHT], d[WIDTH], d[OUT_H],
-            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 100, bias[c], limits[0], limits[1],
+            d[OUT_W], d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 100, bias[c], limits[0],
+            limits[1],
         )  # fmt: skip
 
 
@@ -247,8 +284,8 @@ def int8_5x5_stride2(address: int, task: int, thread: int) -> None:
         c = plane % groups
         _INT8_5_2(
             d[X] + plane * size, d[OUT] + plane * out_size, d[HEIGHT], d[WIDTH], d[OUT_H], d[OUT_W],
-            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 40, np.int64(bias[c]), np.int64(zeros[c]), floor,
-            terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
+            d[PAD_TOP], d[PAD_LEFT], d[WEIGHTS] + c * 40, np.int64(bias[c]),
+            np.int64(zeros[c]), floor, terms[c], terms[groups + c], terms[2 * groups + c], d[MODE],
         )  # fmt: skip
 
 

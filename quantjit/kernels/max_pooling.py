@@ -10,14 +10,26 @@ from quantjit.kernels.planes import Plane
 from quantjit.kernels.schedule import Prepared, TaskFunction
 from quantjit.kernels.simd import F32, I8, I32, I64, LANES, Emitter, constant, emitted
 from quantjit.kernels.tiled import (
-    FIELDS, GROUPS, HEIGHT, MODE, OUT, OUT_H, OUT_W, PAD_LEFT, PAD_TOP, SPLITS, WIDTH, X, longs,
+    FIELDS,
+    GROUPS,
+    HEIGHT,
+    MODE,
+    OUT,
+    OUT_H,
+    OUT_W,
+    PAD_LEFT,
+    PAD_TOP,
+    SPLITS,
+    WIDTH,
+    X,
+    longs,
 )  # fmt: skip
 
 _LOWEST = float(np.finfo(np.float32).min)
 
 
 def _max(kind: Any, kernel_h: int, kernel_w: int, stride: int) -> Any:
-    """Kernel of one plane; the search of codes starts from `start`, that of floats from -FLT_MAX."""
+    """Kernel of one plane; codes are searched from `start` on, floats from -FLT_MAX."""
     is_float = kind == F32
     lanes, size = (LANES, 4) if is_float else (simd.BITS // 8, 1)
 

@@ -3,6 +3,7 @@
 A vector holds neighbouring outputs of a row, and several output rows share what they read.
 """
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -31,29 +32,28 @@ class Plane:
         blocks = builder.sdiv(
             builder.add(self.out_w, ir.Constant(I64, self.lanes - 1)), ir.Constant(I64, self.lanes)
         )
-        group = 4 if self.stride == 1 else 2
-        full = builder.sdiv(self.out_h, ir.Constant(I64, group))
+        groups = (4, 2, 1) if self.stride == 1 else (2, 1)
 
         def block(index: Any, carried: list[Any]) -> list[Any]:
             ow = builder.mul(index, ir.Constant(I64, self.lanes))
             iw = builder.sub(builder.mul(ow, ir.Constant(I64, self.stride)), self.pad_left)
             state = columns(ow, iw)
-
-            def many(at: Any, values: list[Any]) -> list[Any]:
-                rows(state, builder.mul(at, ir.Constant(I64, group)), group)
-                return values
-
-            e.loop(full, [], many)
-            done = builder.mul(full, ir.Constant(I64, group))
-
-            def single(at: Any, values: list[Any]) -> list[Any]:
-                rows(state, builder.add(done, at), 1)
-                return values
-
-            e.loop(builder.sub(self.out_h, done), [], single)
+            done = ir.Constant(I64, 0)
+            for group in groups:
+                size = ir.Constant(I64, group)
+                count = builder.sdiv(builder.sub(self.out_h, done), size)
+                e.loop(count, [], partial(self._group, rows, state, done, group))
+                done = builder.add(done, builder.mul(count, size))
             return carried
 
         e.loop(blocks, [], block)
+
+    def _group(
+        self, rows: Any, state: Any, first: Any, size: int, index: Any, carried: list[Any]
+    ) -> list[Any]:
+        builder = self.e.builder
+        rows(state, builder.add(first, builder.mul(index, ir.Constant(I64, size))), size)
+        return carried
 
     def line(self, row: Any, tap: int) -> tuple[Any, Any]:
         """(whether input row ``row * stride + tap - pad_top`` exists, its index or 0)."""

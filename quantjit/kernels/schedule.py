@@ -46,7 +46,8 @@ def pointer(function: TaskFunction) -> int:
     with caching():
         compiled = numba.cfunc(signature, cache=True, error_model="numpy")(function)
     _keep.append(compiled)
-    return int(compiled.address)
+    address: Any = compiled.address
+    return int(address)
 
 
 _keep: list[Any] = []  # compiled functions live as long as their addresses
@@ -62,7 +63,7 @@ def _call(context: Any, address: Any, description: Any, task: Any, thread: Any) 
     return types.void(address, description, task, thread), codegen
 
 
-call = intrinsic(_call)
+call: Any = intrinsic(_call)
 
 
 def _compare_and_swap(context: Any, address: Any, expected: Any, wanted: Any) -> Any:
@@ -75,7 +76,7 @@ def _compare_and_swap(context: Any, address: Any, expected: Any, wanted: Any) ->
     return types.int64(address, expected, wanted), codegen
 
 
-compare_and_swap = intrinsic(_compare_and_swap)
+compare_and_swap: Any = intrinsic(_compare_and_swap)
 
 
 def _load(context: Any, address: Any) -> Any:
@@ -87,7 +88,7 @@ def _load(context: Any, address: Any) -> Any:
     return types.int64(address), codegen
 
 
-load = intrinsic(_load)
+load: Any = intrinsic(_load)
 
 
 def _add(context: Any, address: Any, amount: Any) -> Any:
@@ -99,21 +100,22 @@ def _add(context: Any, address: Any, amount: Any) -> Any:
     return types.int64(address, amount), codegen
 
 
-add = intrinsic(_add)
+add: Any = intrinsic(_add)
 
 
 def _yield(context: Any) -> Any:
     def codegen(context: Any, builder: Any, __: Any, ___: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
         name = "sched_yield" if hasattr(os, "sched_yield") else "SwitchToThread"
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        function: Any = cgutils.get_or_insert_function  # untyped
+        builder.call(function(builder.module, kind, name), [])
         return context.get_dummy_value()
 
     del context
     return types.void(), codegen
 
 
-yield_core = intrinsic(_yield)
+yield_core: Any = intrinsic(_yield)
 
 
 @kernel

@@ -39,6 +39,7 @@ _NEEDS = {
     "portable": (),
 }
 
+
 def available() -> tuple[str, ...]:
     """Return the forms that this CPU runs, the fastest first."""
     features = binding.get_host_cpu_features()
@@ -73,9 +74,9 @@ DOT = "vnni" in FORM
 """Whether `vpdpbusd` is there; without it products are of int16 pairs."""
 
 AWAY, EVEN, RAW, CENTERED, RECTIFIED = range(5)
-"""How int8 sums end: rounded half away from zero as in TNN after adding the zero point, half to even
-as in ONNX before adding it, not at all; and the first for zero points of 0, and for these where
-nothing is below 0."""
+"""How int8 sums end: rounded half away from zero as in TNN after adding the zero point, half to
+even as in ONNX before adding it, not at all; and the first for zero points of 0, and for these
+where nothing is below 0."""
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -109,20 +110,24 @@ class Emitter:
         return self.builder.add(address, offset)
 
     def load(self, address: Any, kind: Any) -> Any:
+        """Load a value or vector of this type, from any address."""
         pointer = self.builder.inttoptr(address, kind.as_pointer())
         return self.builder.load(pointer, align=1)
 
     def store(self, value: Any, address: Any) -> None:
+        """Store a value or vector, at any address."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, pointer, align=1)
 
     def splat(self, value: Any) -> Any:
+        """Return a vector of LANES times this value."""
         kind = ir.VectorType(value.type, LANES)
         nothing = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(nothing, value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, nothing, constant(I32, LANES, 0))
 
     def call(self, name: str, result: Any, *values: Any) -> Any:
+        """Call a function of LLVM that returns this type."""
         function = _declare(self.builder, name, result, [value.type for value in values])
         return self.builder.call(function, values)
 
@@ -153,6 +158,7 @@ class Emitter:
         return values
 
     def fma(self, left: Any, right: Any, total: Any) -> Any:
+        """Return left * right + total, rounded once."""
         return self.call(f"llvm.fma.v{LANES}f32", FLOATS, left, right, total)
 
     def at_least(self, value: Any, lowest: Any) -> Any:
@@ -165,9 +171,7 @@ class Emitter:
         above = self.builder.fcmp_ordered(">", value, highest)
         return self.builder.select(above, highest, value)
 
-    def requantize(
-        self, sums: Any, step: Any, zero: Any, high: Any, floor: Any, mode: int
-    ) -> Any:
+    def requantize(self, sums: Any, step: Any, zero: Any, high: Any, floor: Any, mode: int) -> Any:
         """Codes of int32 sums: scaled, clamped to `floor`, rounded, moved to the zero point.
 
         The lowest code is -128; a NaN takes the highest, as in TNN.
@@ -246,7 +250,7 @@ def emitted(arguments: str, emit: Callable[..., None]) -> Any:
     names = [f"a{i}" for i in range(len(kinds))]
     scope = {"signature": types.void(*kinds), "codegen": codegen}
     source = f"def kernel(context, {', '.join(names)}):\n    return signature, codegen\n"
-    exec(source, scope)  # noqa: S102 - an intrinsic must name each of its arguments
+    exec(source, scope)
     return intrinsic(scope["kernel"])
 
 
@@ -320,7 +324,8 @@ def _multiply_int8(rows: int, vectors: int) -> Any:
     """
 
     def emit(e: Emitter, weights: Any, pixels: Any, offsets: Any, depth: Any, bias: Any,
-             out: Any, stride: Any, terms: Any, count: Any, mode: Any, floor: Any) -> None:  # fmt: skip
+             out: Any, stride: Any, terms: Any, count: Any, mode: Any,
+             floor: Any) -> None:  # fmt: skip
         builder, tile = e.builder, (rows, vectors)
         start = _start(e, tile, bias, I32)
         sums = _accumulate(e, tile, weights, pixels, offsets, depth, start)
@@ -404,3 +409,28 @@ def _interleave(stride: int) -> Any:
 
 
 interleave, interleave_every_second = _interleave(1), _interleave(2)
+
+
+def _pick(stride: int) -> Any:
+    """Kernel that copies every `stride`-th float32: count vectors of LANES, all read whole."""
+
+    def emit(e: Emitter, source: Any, out: Any, count: Any) -> None:
+        def thin(values: list[Any]) -> list[Any]:
+            order = ir.Constant(ir.VectorType(I32, LANES), list(range(0, 2 * LANES, 2)))
+            pairs = zip(values[::2], values[1::2], strict=True)
+            return [e.builder.shuffle_vector(left, right, order) for left, right in pairs]
+
+        def body(index: Any, carried: list[Any]) -> list[Any]:
+            at = e.at(source, index, stride * LANES * 4)
+            values = [e.load(e.at(at, part, LANES * 4), FLOATS) for part in range(stride)]
+            while len(values) > 1:
+                values = thin(values)
+            e.store(values[0], e.at(out, index, LANES * 4))
+            return carried
+
+        e.loop(count, [], body)
+
+    return emitted("iii", emit)
+
+
+pick_every_second, pick_every_fourth = _pick(2), _pick(4)

@@ -18,9 +18,10 @@ task that it falls to.
 
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -35,6 +36,8 @@ from quantjit.kernels.simd import (
     interleave_every_second,
     multiply_float,
     multiply_int8,
+    pick_every_fourth,
+    pick_every_second,
 )
 
 UNIT = 4 if simd.DOT else 2
@@ -45,8 +48,8 @@ OFFSET = 128 if simd.DOT else 0
 (X, OUT, ADDEND, WEIGHTS, BIAS, TERMS, LIMITS, ZEROS, OFFSETS, BLOCKS, PHASE_TABLE, SCRATCH,
  BLOCK_COUNT, FULL_CHANNELS, DEPTH, IMAGES, GROUPS, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS, OUT_H,
  OUT_W, STRIDE_H, STRIDE_W, PAD_TOP, PAD_LEFT, DILATION_W, PITCH, PLANE, PHASES, HALO, BAND, BANDS,
- SPLITS, SCRATCH_BYTES, LAYOUT, MODE, FUSION, PIXELS, PIXEL_STEP, CHANNEL_STEP,
- FIELDS) = range(43)  # fmt: skip
+ SPLITS, SCRATCH_BYTES, LAYOUT, MODE, FUSION, PIXELS, FIRST_PIXEL, PIXEL_STEP, CHANNEL_STEP,
+ FIELDS) = range(44)  # fmt: skip
 """Fields of the description of one convolution, int64; those to SCRATCH are addresses."""
 
 IN_PLACE, BY_CHANNEL, BY_TAP = range(3)
@@ -64,12 +67,16 @@ BLOCK_ROWS, BLOCK_FIRST, BLOCK_VALID, BLOCK_WEIGHTS, BLOCK_FIELDS = range(5)
 real, offset of its weights in bytes."""
 
 
+carray: Any = numba.carray  # type: ignore[attr-defined]
+_pointer_to: Any = types.CPointer
+
+
 def _pointer(kind: Any, element: Any) -> Any:
     def view(context: Any, address: Any) -> Any:
         def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
             return builder.inttoptr(values[0], element.as_pointer())
 
-        return types.CPointer(kind)(address), codegen
+        return _pointer_to(kind)(address), codegen
 
     return intrinsic(view)
 
@@ -78,45 +85,50 @@ pointer_to_float32 = _pointer(types.float32, ir.FloatType())
 _as_int64 = _pointer(types.int64, ir.IntType(64))
 _as_int32 = _pointer(types.int32, ir.IntType(32))
 _as_int16 = _pointer(types.int16, ir.IntType(16))
-_as_int8 = _pointer(types.int8, ir.IntType(8))
+pointer_to_int8 = _pointer(types.int8, ir.IntType(8))
 _as_uint8 = _pointer(types.uint8, ir.IntType(8))
 
 
 @kernel
 def floats(address: int, count: int) -> NDArray[np.float32]:
     """View `count` float32 at an address."""
-    return carray(pointer_to_float32(address), (count,))
+    view: NDArray[np.float32] = carray(pointer_to_float32(address), (count,))
+    return view
 
 
 @kernel
 def longs(address: int, count: int) -> NDArray[np.int64]:
     """View `count` int64 at an address."""
-    return carray(_as_int64(address), (count,))
+    view: NDArray[np.int64] = carray(_as_int64(address), (count,))
+    return view
 
 
 @kernel
 def integers(address: int, count: int) -> NDArray[np.int32]:
     """View `count` int32 at an address."""
-    return carray(_as_int32(address), (count,))
+    view: NDArray[np.int32] = carray(_as_int32(address), (count,))
+    return view
 
 
 @kernel
 def shorts(address: int, count: int) -> NDArray[np.int16]:
     """View `count` int16 at an address."""
-    return carray(_as_int16(address), (count,))
+    view: NDArray[np.int16] = carray(_as_int16(address), (count,))
+    return view
 
 
 @kernel
 def codes(address: int, count: int) -> NDArray[np.int8]:
     """View `count` int8 at an address."""
-    return carray(_as_int8(address), (count,))
+    view: NDArray[np.int8] = carray(pointer_to_int8(address), (count,))
+    return view
 
 
 @kernel
 def octets(address: int, count: int) -> NDArray[np.uint8]:
     """View `count` uint8 at an address."""
-    return carray(_as_uint8(address), (count,))
-
+    view: NDArray[np.uint8] = carray(_as_uint8(address), (count,))
+    return view
 
 
 def _variant(table: Any, rows: int, vectors: int) -> Any:
@@ -206,11 +218,13 @@ def int8_tile(
 
 
 @kernel
-def lay_floats_into(d: NDArray[np.int64], image: int, row: int, rows: int, scratch: int) -> None:
+def lay_floats_into(
+    d: NDArray[np.int64], image: int, limit: int, row: int, rows: int, scratch: int
+) -> None:
     """Lay the input rows that output rows `row` to row + rows read into their phases.
 
-    d: int64 (FIELDS,); image: address of float32 (channels, h, w); scratch: address of float32
-    (channels, phases, PLANE).
+    d: int64 (FIELDS,); image: address of float32 (channels, h, w), which may be read up to the
+    address `limit`; scratch: address of float32 (channels, phases, PLANE).
     """
     height, width, pitch, plane = d[HEIGHT], d[WIDTH], d[PITCH], d[PLANE]
     stride_h, stride_w = d[STRIDE_H], d[STRIDE_W]
@@ -237,7 +251,16 @@ def lay_floats_into(d: NDArray[np.int64], image: int, row: int, rows: int, scrat
                     for i in range(inner.size):
                         inner[i] = pixels[i]
                 else:
-                    for i in range(inner.size):
+                    at_line, at_pixels = scratch + (at - pitch + first) * 4, image + start * 4
+                    vectors = (inner.size + LANES - 1) // LANES
+                    vectors = max(0, min(vectors, (limit - at_pixels) // (LANES * stride_w * 4)))
+                    if stride_w == 2:
+                        pick_every_second(at_pixels, at_line, vectors)
+                    elif stride_w == 4:
+                        pick_every_fourth(at_pixels, at_line, vectors)
+                    else:
+                        vectors = 0
+                    for i in range(vectors * LANES, inner.size):
                         inner[i] = pixels[i * stride_w]
                 line[last:] = 0
             target[at : (c * d[PHASES] + phase + 1) * plane] = 0
@@ -296,7 +319,8 @@ def convolve_float(d: NDArray[np.int64], task: int, thread: int) -> None:
     if in_place:
         pixels_at, count, begin = source + row * 4, rows, row
     else:
-        lay_floats_into(d, source, row, rows, laid)
+        limit = d[X] + d[IMAGES] * d[GROUPS] * d[CHANNELS] * d[HEIGHT] * d[WIDTH] * 4
+        lay_floats_into(d, source, limit, row, rows, laid)
         pixels_at, count, begin = laid, (rows - 1) * d[PITCH] + d[OUT_W], row * d[OUT_W]
     size = d[OUT_H] * d[OUT_W]
     out = d[OUT] + (image * d[OUT_CHANNELS] * size + begin) * 4
@@ -518,9 +542,7 @@ def finish_tile_into(
 
 
 @kernel
-def requantize(
-    value: np.float32, zero: np.float32, high: np.float32, mode: int
-) -> np.int8:
+def requantize(value: np.float32, zero: np.float32, high: np.float32, mode: int) -> np.int8:
     """Round to a code: half away from zero, or in mode EVEN half to even, before the zero point."""
     if mode == EVEN:
         value = np.rint(value) + zero
@@ -600,7 +622,7 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
     The roles of `float_tile` are swapped: its rows are pixels, its vectors output channels.
     OFFSETS is for both: where each product lies in a block of weights, and behind these, int64
     (PIXELS, DEPTH), where in the image, or -1 for padding.  A block is TILE output channels;
-    outputs are CHANNEL_STEP and PIXEL_STEP apart.
+    outputs are CHANNEL_STEP and PIXEL_STEP apart, from FIRST_PIXEL on.
     """
     part, rest = task % d[SPLITS], task // d[SPLITS]
     group, n = rest % d[GROUPS], rest // d[GROUPS]
@@ -614,7 +636,8 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
     laid = tile + TILE_BYTES
     limits = floats(d[LIMITS], 2)
     bias = floats(d[BIAS] + group * d[FULL_CHANNELS] * 4, channels)
-    out = floats(d[OUT] + image * channels * size * 4, channels * size)
+    extent = channels * max(size, d[CHANNEL_STEP])
+    out = floats(d[OUT] + image * extent * 4, extent)
     pixel = 0
     while pixel < size:
         rows = 1 if size - pixel == 1 else 4 if size - pixel <= 4 else 6
@@ -625,7 +648,9 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
             for k in range(depth):
                 place = places[at + k]
                 rows_laid[k * rows + row] = source[place] if place >= 0 else _ZERO
-        for b in range(part * d[BLOCK_COUNT] // d[SPLITS], (part + 1) * d[BLOCK_COUNT] // d[SPLITS]):
+        for b in range(
+            part * d[BLOCK_COUNT] // d[SPLITS], (part + 1) * d[BLOCK_COUNT] // d[SPLITS]
+        ):
             weights = d[WEIGHTS] + (group * d[BLOCK_COUNT] + b) * depth * TILE * 4
             width = min(TILE, channels - b * TILE)
             float_tile(
@@ -640,15 +665,19 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
                         value = value * (_ONE / (_ONE + decay(value)))
                     value = limits[0] if value < limits[0] else value
                     value = limits[1] if value > limits[1] else value
-                    to = (b * TILE + i) * d[CHANNEL_STEP] + (pixel + row) * d[PIXEL_STEP]
+                    to = (b * TILE + i) * d[CHANNEL_STEP] + (d[FIRST_PIXEL] + pixel + row) * d[
+                        PIXEL_STEP
+                    ]
                     out[to] = value
         pixel += valid
 
 
 @kernel
 def convolve_few_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
-    """As `convolve_few_float` for int8; the weights carry the offset of 128, so that a row starts
-    at minus 128 times the sum of its codes."""
+    """As `convolve_few_float` for int8.
+
+    The weights carry the offset of 128, so that a row starts at -128 times the sum of its codes.
+    """
     part, rest = task % d[SPLITS], task // d[SPLITS]
     group, n = rest % d[GROUPS], rest // d[GROUPS]
     image = n * d[GROUPS] + group
@@ -665,8 +694,9 @@ def convolve_few_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
     bias = integers(d[BIAS] + group * d[FULL_CHANNELS] * 4, channels)
     terms = floats(d[TERMS] + group * d[FULL_CHANNELS] * 4, 6 * full + channels)
     zeros = codes(d[ZEROS] + group * d[CHANNELS], d[CHANNELS])
-    out = codes(d[OUT] + image * channels * size, channels * size)
-    other = codes(d[ADDEND] + image * channels * size, channels * size)
+    extent = channels * max(size, d[CHANNEL_STEP])
+    out = codes(d[OUT] + image * extent, extent)
+    other = codes(d[ADDEND] + image * extent, extent)
     pixel = 0
     while pixel < size:
         rows = 1 if size - pixel == 1 else 4 if size - pixel <= 4 else 6
@@ -683,7 +713,9 @@ def convolve_few_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
                 else:
                     shorts(laid, depth * rows * 2)[(k // 2 * rows + row) * 2 + k % 2] = code
             integers(starts, 6)[row] = np.int32(-OFFSET * total)
-        for b in range(part * d[BLOCK_COUNT] // d[SPLITS], (part + 1) * d[BLOCK_COUNT] // d[SPLITS]):
+        for b in range(
+            part * d[BLOCK_COUNT] // d[SPLITS], (part + 1) * d[BLOCK_COUNT] // d[SPLITS]
+        ):
             weights = d[WEIGHTS] + (group * d[BLOCK_COUNT] + b) * depth * TILE * 4
             width = min(TILE, channels - b * TILE)
             int8_tile(
@@ -694,7 +726,7 @@ def convolve_few_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
                 sums = integers(tile + row * TILE * 4, width)
                 for i in range(width):
                     c = b * TILE + i
-                    to = c * d[CHANNEL_STEP] + (pixel + row) * d[PIXEL_STEP]
+                    to = c * d[CHANNEL_STEP] + (d[FIRST_PIXEL] + pixel + row) * d[PIXEL_STEP]
                     code_value = np.float32(other[to]) if d[FUSION] else _ZERO
                     value = np.float32(np.int32(int(sums[i]) + int(bias[c]))) * terms[c]
                     value += code_value * terms[3 * full + c] - terms[4 * full + c]

@@ -1,12 +1,13 @@
 """Prepares a convolution for `tiled`: packs the weights once, lays out scratch, cuts into tasks."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import depthwise, simd, tiled, winograd
-from quantjit.kernels.schedule import Prepared, TaskFunction
+from quantjit.kernels.schedule import Chain, Prepared, TaskFunction
 from quantjit.kernels.tiled import BY_CHANNEL, BY_TAP, IN_PLACE, UNIT
 
 Longs = NDArray[np.int64]
@@ -16,6 +17,8 @@ _NEAR_CACHE = 320 * 1024
 """Bytes of a task's laid-out input: it stays in a core's own cache while all weights pass."""
 _MANY = 12
 """Channels from which on transforming squares pays."""
+_SHORT, _SMALL_MAP = 2, 128
+"""Pixels at the end of a small map that are not worth a vector."""
 _LARGEST = 6
 _SMALLEST = 4
 
@@ -122,7 +125,7 @@ def blocks(channels: int) -> list[tuple[int, int]]:
 def prepare_float(
     window: Window, weight: Floats, bias: Floats, low: float, high: float, *, swish: bool,
     threads: int,
-) -> Prepared:  # fmt: skip
+) -> Prepared | Chain:  # fmt: skip
     """Prepare a float32 convolution.
 
     weight: (out_channels, channels / groups, kernel_h, kernel_w); bias: (out_channels,); low,
@@ -133,7 +136,7 @@ def prepare_float(
     biases = np.zeros((groups, _full(window)), np.float32)
     biases[:, : rows.shape[1]] = bias.reshape(groups, -1)
     limits = np.array([low, high], np.float32)
-    arrays = {tiled.BIAS: biases, tiled.LIMITS: limits}
+    arrays: dict[int, NDArray[Any]] = {tiled.BIAS: biases, tiled.LIMITS: limits}
     if window.has_few_pixels:
         arrays |= {tiled.TERMS: np.zeros(_LARGEST, np.float32)}
         packed = _pack_few(rows[..., None])
@@ -148,7 +151,31 @@ def prepare_float(
         return _squares(window, weight, biases, (low, high), threads)
     units = rows[..., None]  # one product a lane: (groups, channels, depth, 1)
     layout = IN_PLACE if window.reads_all else BY_CHANNEL
+    rest = window.pixels % simd.LANES
+    if layout == IN_PLACE and 0 < rest <= _SHORT and window.pixels < _SMALL_MAP:
+        return _pointwise_and_rest(window, rows, units, arrays, rest, int(swish), threads)
     return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1)
+
+
+def _pointwise_and_rest(
+    window: Window, rows: Floats, units: Floats, arrays: dict[int, NDArray[Any]], rest: int,
+    mode: int, threads: int,
+) -> Chain:  # fmt: skip
+    """Prepare a 1 x 1 convolution whose last `rest` pixels would leave a vector almost empty.
+
+    They go along the output channels instead.
+    """
+    few = dict(arrays)
+    few[tiled.TERMS] = np.zeros(_LARGEST, np.float32)
+    whole = _tiled(window, tiled.float_task, units, arrays, IN_PLACE, mode, threads, 1)
+    whole.description[tiled.BAND] = window.pixels - rest
+    description = _describe_few(window)
+    description[tiled.PIXELS] = rest
+    description[tiled.FIRST_PIXEL] = window.pixels - rest
+    packed = _pack_few(rows[..., None])
+    places = _places(window, packed.shape[2], padding_is_channel=False)[-rest:]
+    last = _few(description, tiled.few_float_task, packed, places, few, mode, threads)
+    return Chain((whole, last))
 
 
 def _suits_winograd(window: Window) -> bool:
@@ -181,14 +208,11 @@ def _squares(
         weight.reshape(groups, outs, channels, window.kernel_h, window.kernel_w)
     )
     by_position = filters.reshape(groups, -1, channels, winograd.POSITIONS).transpose(0, 3, 2, 1)
-    arrays: dict[int, NDArray[np.generic]] = {
+    arrays: dict[int, NDArray[Any]] = {
         tiled.BIAS: biases,
         tiled.LIMITS: np.array([*limits, *(0.0,) * _LARGEST], np.float32),
         tiled.WEIGHTS: np.concatenate(
-            [
-                by_position[..., first : first + height].reshape(groups, -1)
-                for height, first in cut
-            ],
+            [by_position[..., first : first + height].reshape(groups, -1) for height, first in cut],
             axis=1,
         ),
         tiled.BLOCKS: np.array(
@@ -234,7 +258,7 @@ def _band_of_squares(down: int, across: int, channels: int) -> int:
     return best[2]
 
 
-def _scratch(description: Longs, size: int, threads: int) -> NDArray[np.generic]:
+def _scratch(description: Longs, size: int, threads: int) -> NDArray[Any]:
     """Make the scratch of all threads, and describe it."""
     size += -size % 64
     scratch = np.zeros(threads * size + 64, np.uint8)
@@ -269,7 +293,7 @@ def prepare_int8(
     terms = np.zeros((7, groups, full), np.float32)
     for term, values in zip(terms, finish.terms, strict=True):
         term[:, :outs] = values.reshape(groups, outs)
-    arrays: dict[int, NDArray[np.generic]] = {
+    arrays: dict[int, NDArray[Any]] = {
         tiled.BIAS: biases.astype(np.int32),  # wraps as the sums do
         tiled.LIMITS: np.array([finish.floor], np.float32),
         tiled.TERMS: terms,
@@ -281,7 +305,13 @@ def prepare_int8(
         places = _places(window, packed.shape[2] * UNIT, padding_is_channel=True)
         packed = _as_codes(packed, signed=False)
         prepared = _few(
-            _describe_few(window), tiled.few_int8_task, packed, places, arrays, finish.ending, threads
+            _describe_few(window),
+            tiled.few_int8_task,
+            packed,
+            places,
+            arrays,
+            finish.ending,
+            threads,
         )
     elif (function := depthwise.int8_task(window.depthwise)) and not finish.adds:
         arrays[tiled.ZEROS] = np.ascontiguousarray(input_zero, np.int8)
@@ -311,7 +341,7 @@ def prepare_int8(
 def prepare_product_float(rows: int, weight: Floats, bias: Floats, threads: int) -> Prepared:
     """Prepare float32 (rows, depth) times the transpose of `weight`, (out, depth), plus `bias`."""
     outs, depth = weight.shape
-    arrays: dict[int, NDArray[np.generic]] = {
+    arrays: dict[int, NDArray[Any]] = {
         tiled.BIAS: np.ascontiguousarray(bias, np.float32),
         tiled.LIMITS: np.array([-np.inf, np.inf], np.float32),
         tiled.TERMS: np.zeros(_LARGEST, np.float32),
@@ -330,7 +360,7 @@ def prepare_product_int8(
     outs, depth = weight.shape
     units = _units(weight[None], np.int64)
     biases = bias.astype(np.int64) - input_zero * weight.sum(axis=1, dtype=np.int64)
-    arrays: dict[int, NDArray[np.generic]] = {
+    arrays: dict[int, NDArray[Any]] = {
         tiled.BIAS: biases.astype(np.int32),
         tiled.LIMITS: np.array([finish.floor], np.float32),
         tiled.TERMS: np.stack(finish.terms),
@@ -353,7 +383,7 @@ def _describe_product(rows: int, depth: int, outs: int) -> Longs:
 def _planes(
     window: Window,
     function: TaskFunction,
-    arrays: dict[int, NDArray[np.generic]],
+    arrays: dict[int, NDArray[Any]],
     mode: int,
     threads: int,
 ) -> Prepared:
@@ -377,13 +407,13 @@ def fits(weight: NDArray[np.int32], bias: NDArray[np.int32]) -> bool:
     return bool((255 * taps + np.abs(bias.astype(np.int64)) <= np.iinfo(np.int32).max).all())
 
 
-def _as_codes(values: NDArray[np.int64], *, signed: bool = True) -> NDArray[np.generic]:
+def _as_codes(values: NDArray[Any], *, signed: bool = True) -> NDArray[Any]:
     if simd.DOT:
         return np.ascontiguousarray(values, np.int8 if signed else np.uint8)
     return np.ascontiguousarray(values, np.int16)
 
 
-def _units(values: NDArray[np.int32], dtype: type[np.int64]) -> NDArray[np.int64]:
+def _units(values: NDArray[Any], dtype: type[np.int64]) -> NDArray[np.int64]:
     """Split the last axis into units of UNIT, filled up with 0: (..., count, UNIT)."""
     count = -(-values.shape[-1] // UNIT)
     filled = np.zeros((*values.shape[:-1], count * UNIT), dtype)
@@ -421,7 +451,7 @@ def _describe(window: Window) -> Longs:
     return description
 
 
-def _point(description: Longs, arrays: dict[int, NDArray[np.generic]]) -> None:
+def _point(description: Longs, arrays: dict[int, NDArray[Any]]) -> None:
     for field, array in arrays.items():
         description[field] = array.ctypes.data
 
@@ -429,8 +459,8 @@ def _point(description: Longs, arrays: dict[int, NDArray[np.generic]]) -> None:
 def _tiled(
     window: Window,
     function: TaskFunction,
-    units: NDArray[np.generic],
-    arrays: dict[int, NDArray[np.generic]],
+    units: NDArray[Any],
+    arrays: dict[int, NDArray[Any]],
     layout: int,
     mode: int,
     threads: int,
@@ -450,7 +480,10 @@ def _tiled(
         axis=1,
     )
     arrays[tiled.BLOCKS] = np.array(
-        [(height, first, min(height, channels - first), first * depth * 4) for height, first in cut],
+        [
+            (height, first, min(height, channels - first), first * depth * 4)
+            for height, first in cut
+        ],
         np.int64,
     )
     in_channels = window.channels // window.groups
@@ -477,7 +510,7 @@ def _tiled(
 
 
 def _cut_row(
-    window: Window, planes: int, description: Longs, arrays: dict[int, NDArray[np.generic]]
+    window: Window, planes: int, description: Longs, arrays: dict[int, NDArray[Any]]
 ) -> tuple[int, int]:
     """One row of pixels; returns (pixels of a band, bytes of its laid-out input)."""
     pixels = window.pixels
@@ -498,15 +531,29 @@ def _cut_rows(
     unit: int,
     layout: int,
     description: Longs,
-    arrays: dict[int, NDArray[np.generic]],
+    arrays: dict[int, NDArray[Any]],
 ) -> tuple[int, int]:
     """Phases of padded rows; returns (output rows of a band, bytes of its laid-out input)."""
-    pitch, phases, halo = _phases(window, unit if layout == BY_TAP else 0)[:3]
+    joined = unit if layout == BY_TAP else 0
+    if layout != BY_TAP and _prefers_shifts(window, planes):
+        joined = 1
+    pitch, phases, halo = _phases(window, joined)[:3]
     room = _NEAR_CACHE // 4 // (planes * len(phases) * pitch) - halo
     band = max(1, min(window.out_h, room))
     band = -(-window.out_h // -(-window.out_h // band))  # as even as can be
-    unit = unit if layout == BY_TAP else 0
-    return band, _lay_rows(window, planes, band, description, arrays, unit)
+    return band, _lay_rows(window, planes, band, description, arrays, joined)
+
+
+def _prefers_shifts(window: Window, planes: int) -> bool:
+    """Whether a copy of the input for each tap of a kernel row costs less than it saves.
+
+    Outputs then lie as in the blob, without ends of rows that have to be dropped.
+    """
+    pitch, phases, _, _, lines, columns = _phases(window, 0)
+    if pitch == window.out_w:
+        return False
+    more = planes * (len(columns) * len({line for line, _ in lines}) - len(phases))
+    return more <= window.out_channels // window.groups
 
 
 def _phases(
@@ -514,8 +561,8 @@ def _phases(
 ) -> tuple[int, list[tuple[int, int]], int, int, list[tuple[int, int]], list[tuple[int, int]]]:
     """Return (pitch, phases, halo, reach, lines, columns) of a laid-out input.
 
-    joined: taps of a kernel row that a dword joins, 0 if it joins none.  lines, columns: of each
-    tap, its phase and its shift there; halo, reach: the largest shifts.
+    joined: taps of a kernel row that a dword joins, or 1 for a copy a tap; 0: taps share phases.
+    lines, columns: of each tap, its phase and its shift there; halo, reach: the largest shifts.
     """
     if joined:
         columns = [(head * window.dilation_w, 0) for head in range(0, window.kernel_w, joined)]
@@ -536,7 +583,7 @@ def _lay_rows(
     planes: int,
     band: int,
     description: Longs,
-    arrays: dict[int, NDArray[np.generic]],
+    arrays: dict[int, NDArray[Any]],
     joined: int = 0,
 ) -> int:
     """Describe the laid-out input of a band; returns its bytes."""
@@ -565,7 +612,7 @@ def _shared(window: Window, phases: set[int], reach: int) -> int:
     return shared
 
 
-def _pack_few(units: NDArray[np.generic]) -> NDArray[np.generic]:
+def _pack_few(units: NDArray[Any]) -> NDArray[Any]:
     """Pack (groups, channels, depth, unit) into blocks of TILE channels: (depth, TILE, unit)."""
     groups, channels, depth, unit = units.shape
     count = -(-channels // simd.TILE)
@@ -585,9 +632,9 @@ def _describe_few(window: Window) -> Longs:
 def _few(
     description: Longs,
     function: TaskFunction,
-    packed: NDArray[np.generic],
+    packed: NDArray[Any],
     places: Longs,
-    arrays: dict[int, NDArray[np.generic]],
+    arrays: dict[int, NDArray[Any]],
     mode: int,
     threads: int,
 ) -> Prepared:

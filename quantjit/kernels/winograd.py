@@ -1,10 +1,10 @@
 """3 x 3 float convolution of stride 1 in a quarter of the multiplications.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", section 4.3, F(4 x 4, 3 x 3):
-squares of 6 x 6 inputs and the filters are transformed, multiplied by position, and transformed back
-to squares of 4 x 4 outputs.  A vector holds neighbouring squares; the products are those of `simd`,
-one small matrix a position.  The input is laid into the 16 phases of a stride of 4 (`tiled`), in
-which the same pixel of neighbouring squares is contiguous.
+squares of 6 x 6 inputs and the filters are transformed, multiplied by position, and transformed
+back to squares of 4 x 4 outputs.  A vector holds neighbouring squares; the products are those of
+`simd`, one small matrix a position.  The input is laid into the 16 phases of a stride of 4
+(`tiled`), in which the same pixel of neighbouring squares is contiguous.
 """
 
 import math
@@ -17,10 +17,44 @@ from numpy.typing import NDArray
 from quantjit.kernels import kernel
 from quantjit.kernels.simd import F32, FLOATS, I64, LANES, TILE, Emitter, constant, emitted
 from quantjit.kernels.tiled import (
-    BAND, BANDS, BIAS, BLOCK_COUNT, BLOCK_FIELDS, BLOCK_FIRST, BLOCK_ROWS, BLOCK_VALID,
-    BLOCK_WEIGHTS, BLOCKS, CHANNELS, DEPTH, FIELDS, FULL_CHANNELS, GROUPS, HEIGHT, LIMITS, OFFSETS,
-    OUT, OUT_CHANNELS, PHASES, PIXELS, PITCH, PLANE, SCRATCH, SCRATCH_BYTES, SPLITS, TERMS,
-    WEIGHTS, WIDTH, X, OUT_H, OUT_W, float_tile, floats, lay_floats_into, longs,
+    BAND,
+    BANDS,
+    BIAS,
+    BLOCK_COUNT,
+    BLOCK_FIELDS,
+    BLOCK_FIRST,
+    BLOCK_ROWS,
+    BLOCK_VALID,
+    BLOCK_WEIGHTS,
+    BLOCKS,
+    CHANNELS,
+    DEPTH,
+    FIELDS,
+    FULL_CHANNELS,
+    GROUPS,
+    HEIGHT,
+    IMAGES,
+    LIMITS,
+    OFFSETS,
+    OUT,
+    OUT_CHANNELS,
+    OUT_H,
+    OUT_W,
+    PHASES,
+    PITCH,
+    PIXELS,
+    PLANE,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPLITS,
+    TERMS,
+    WEIGHTS,
+    WIDTH,
+    X,
+    float_tile,
+    floats,
+    lay_floats_into,
+    longs,
 )  # fmt: skip
 
 SQUARE = 4
@@ -31,7 +65,7 @@ POSITIONS = SIDE * SIDE
 
 _NEAR, _FAR = math.sqrt(0.5), math.sqrt(2.0)
 """Points of interpolation besides 0 and infinity, with both signs: of all pairs those that lose the
-least precision, a third of what the paper's 1 and 2 lose."""
+least precision; the paper's 1 and 2 lose several times as much."""
 
 
 def _filter_rows() -> NDArray[np.float64]:
@@ -57,7 +91,7 @@ def _scaled(e: Emitter, factor: float, value: Any, total: Any) -> Any:
 
 
 def _to_positions(e: Emitter, d: list[Any]) -> list[Any]:
-    """The paper's B transposed, times six vectors."""
+    """Return the paper's B transposed times six vectors."""
     near, far, both = _NEAR**2, _FAR**2, _NEAR**2 + _FAR**2
     even, odd = _scaled(e, -far, d[2], d[4]), _scaled(e, -far, d[1], d[3])
     even_far, odd_far = _scaled(e, -near, d[2], d[4]), _scaled(e, -near, d[1], d[3])
@@ -72,7 +106,7 @@ def _to_positions(e: Emitter, d: list[Any]) -> list[Any]:
 
 
 def _to_outputs(e: Emitter, m: list[Any]) -> list[Any]:
-    """The paper's A transposed, times six vectors."""
+    """Return the paper's A transposed times six vectors."""
     b, nothing = e.builder, constant(F32, LANES, 0.0)
     near, far = b.fadd(m[1], m[2]), b.fadd(m[3], m[4])
     near_odd, far_odd = b.fsub(m[1], m[2]), b.fsub(m[3], m[4])
@@ -172,7 +206,8 @@ def convolve_winograd(d: NDArray[np.int64], task: int, thread: int) -> None:
     transformed = products + POSITIONS * 6 * padded * 4
     laid = transformed + POSITIONS * d[CHANNELS] * padded * 4
     source = d[X] + image * d[CHANNELS] * d[HEIGHT] * d[WIDTH] * 4
-    lay_floats_into(d, source, row, rows, laid)
+    limit = d[X] + d[IMAGES] * d[GROUPS] * d[CHANNELS] * d[HEIGHT] * d[WIDTH] * 4
+    lay_floats_into(d, source, limit, row, rows, laid)
     offsets = d[OFFSETS] + d[CHANNELS] * 8
     for c in range(d[CHANNELS]):
         plane = laid + c * d[PHASES] * d[PLANE] * 4

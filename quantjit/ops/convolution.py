@@ -6,7 +6,6 @@ device (``source/tnn/device/cpu/acc/compute/compute_int8.cc``).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -261,11 +260,14 @@ def _has_few_pixels(attrs: ConvolutionAttrs, pixels: int) -> bool:
 _LIMITS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 
 
-def _window(attrs: ConvolutionAttrs, top: int, left: int, shapes: tuple[Shape, Shape]) -> Any:
-    in_shape, out_shape = shapes
+def _window(
+    attrs: ConvolutionAttrs, top: int, left: int, shapes: tuple[Shape, Shape]
+) -> tiling.Window:
+    (images, channels, height, width), (_, out_channels, out_h, out_w) = shapes
     return tiling.Window(
-        in_shape[0], attrs.group, *in_shape[1:], *out_shape[1:], attrs.kernel_h, attrs.kernel_w,
-        attrs.stride_h, attrs.stride_w, top, left, attrs.dilation_h, attrs.dilation_w,
+        images, attrs.group, channels, height, width, out_channels, out_h, out_w, attrs.kernel_h,
+        attrs.kernel_w, attrs.stride_h, attrs.stride_w, top, left, attrs.dilation_h,
+        attrs.dilation_w,
     )  # fmt: skip
 
 
@@ -428,7 +430,8 @@ def _prepare_int8(request: Request) -> Runner:
     if request.uses_vectors and tiling.fits(weight, bias.reshape(-1)):
         return tiling.prepare_int8(
             _window(attrs, top, left, (in_shape, out_shape)), weight, bias.reshape(-1),
-            input_zero.reshape(-1).astype(np.int8), _requantization(request, factor), request.threads,
+            input_zero.reshape(-1).astype(np.int8), _requantization(request, factor),
+            request.threads,
         )  # fmt: skip
     if _is_depthwise(attrs) and attrs.fusion == "none":
         filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)

@@ -21,7 +21,7 @@ from quantjit.kernels.codes import (
     dequantize_into,
     requantize_into,
 )
-from quantjit.kernels.wrapped import prepare_add
+from quantjit.kernels.wrapped import prepare_add, prepare_add_even_int8
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.reformat import channel_view
 from quantjit.quant import QuantParams
@@ -116,9 +116,9 @@ def _prepare_float(code: int) -> Callable[[Request], Runner]:
         constants: list[NDArray[np.float32]] = []
         if _has_constant(node):
             constants.append(np.ascontiguousarray(node.weights["constant"], np.float32).ravel())
-        if (code, len(shapes)) == (kernels.ADD, 2) and shapes[0] == shapes[1] and not constants:
-            if request.uses_vectors:
-                return prepare_add(prod(out), request.threads)
+        adds_two = (code, len(request.input_shapes)) == (kernels.ADD, 2) and len(shapes) == 2
+        if adds_two and shapes[0] == shapes[1] and request.uses_vectors:
+            return prepare_add(prod(out), request.threads)
         walks = [_walk(shapes[0], shapes[1], out)]
         walks += [_walk(out, shape, out) for shape in shapes[2:]]
 
@@ -196,6 +196,9 @@ def _prepare_add_onnx(request: Request) -> Runner:
     # float32 but for one product, which a compiler fuses into the sum
     product = np.float64(factors[0]) * np.float64(zeros[0])
     shift = zeros[2] - np.float32(product + np.float64(factors[1] * zeros[1]))
+    if request.uses_vectors:
+        size = prod(request.output_shapes[0])
+        return prepare_add_even_int8(size, factors, shift, offset, request.threads)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         left, right, out = (x.reshape(-1) for x in (*inputs, outputs[0]))

@@ -121,7 +121,9 @@ def _planes(shape: Shape) -> Shape:
 def _max_runner(sizes: _Sizes, lowest: np.float32 | np.int8, request: Request) -> Runner:
     planes, out_planes = _planes(request.input_shapes[0]), _planes(request.output_shapes[0])
     if request.uses_vectors:
-        prepared = prepare_max(lowest, planes, out_planes[1:], sizes, request.threads)
+        count, height, width = planes
+        out = (out_planes[1], out_planes[2])
+        prepared = prepare_max(lowest, (count, height, width), out, sizes, request.threads)
         if prepared is not None:
             return prepared
     line = np.empty(planes[-1], lowest.dtype)

@@ -18,6 +18,7 @@ from quantjit.kernels.codes import (
     quantize_into,
     requantize_into,
 )
+from quantjit.kernels.wrapped import prepare_dequantize, prepare_quantize
 from quantjit.ops import Arrays, NoAttrs, Op, Request, Runner, Shape
 from quantjit.quant import QuantParams
 
@@ -72,6 +73,10 @@ def _scale(node: Node, scales: tuple[QuantParams, ...]) -> QuantParams:
 def _prepare_quantize(request: Request) -> Runner:
     params = _scale(request.node, request.output_quant)
     view = channel_view(request.node, request.input_shapes[0], params.scale.size)
+    if request.uses_vectors:
+        return prepare_quantize(
+            view, params.scale, params.zero_point, request.threads, half_even=request.is_onnx
+        )
     quantize = quantize_even_into if request.is_onnx else quantize_into
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
@@ -83,6 +88,8 @@ def _prepare_quantize(request: Request) -> Runner:
 def _prepare_dequantize(request: Request) -> Runner:
     params = _scale(request.node, request.input_quant)
     view = channel_view(request.node, request.input_shapes[0], params.scale.size)
+    if request.uses_vectors:
+        return prepare_dequantize(view, params.scale, params.zero_point, request.threads)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         dequantize_into(
