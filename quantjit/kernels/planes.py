@@ -8,7 +8,15 @@ from typing import Any
 
 from llvmlite import ir
 
-from quantjit.kernels.simd import I32, I64, LANES, Emitter
+from quantjit.kernels.simd import (
+    F32,
+    I32,
+    I64,
+    LANES,
+    Emitter,
+    constant,
+    emitted,
+)
 
 
 class Plane:
@@ -92,3 +100,23 @@ class Plane:
                 builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, lanes), order))
             )
         return vectors
+
+
+def _emit_sum(e: Emitter, source: Any, count: Any, out: Any) -> None:
+    """Add up `count` float32: lanes first, then across; source, out: addresses."""
+    builder = e.builder
+    nothing = constant(F32, LANES, 0.0)
+
+    def body(index: Any, carried: list[Any]) -> list[Any]:
+        at = builder.mul(index, ir.Constant(I64, LANES))
+        inside = e.lanes_within(ir.Constant(I64, 0), builder.sub(count, at), LANES)
+        return [builder.fadd(carried[0], e.load_some(e.at(source, at, 4), inside, nothing))]
+
+    blocks = builder.sdiv(builder.add(count, ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
+    (lanes,) = e.loop(blocks, [nothing], body)
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    e.store(e.call(name, F32, ir.Constant(F32, 0.0), lanes), out)
+
+
+sum_floats: Any = emitted("iii", _emit_sum)
+"""``sum_floats(source, count, out)``: the sum of float32 at an address, in a fixed order."""

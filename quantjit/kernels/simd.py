@@ -119,12 +119,12 @@ class Emitter:
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, pointer, align=1)
 
-    def splat(self, value: Any) -> Any:
-        """Return a vector of LANES times this value."""
-        kind = ir.VectorType(value.type, LANES)
+    def splat(self, value: Any, lanes: int = LANES) -> Any:
+        """Return a vector of `lanes` times this value."""
+        kind = ir.VectorType(value.type, lanes)
         nothing = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(nothing, value, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(first, nothing, constant(I32, LANES, 0))
+        return self.builder.shuffle_vector(first, nothing, constant(I32, lanes, 0))
 
     def call(self, name: str, result: Any, *values: Any) -> Any:
         """Call a function of LLVM that returns this type."""
@@ -159,7 +159,7 @@ class Emitter:
 
     def fma(self, left: Any, right: Any, total: Any) -> Any:
         """Return left * right + total, rounded once."""
-        return self.call(f"llvm.fma.v{LANES}f32", FLOATS, left, right, total)
+        return self.call(f"llvm.fma.v{total.type.count}f32", total.type, left, right, total)
 
     def at_least(self, value: Any, lowest: Any) -> Any:
         """Maximum; NaN stays NaN."""
@@ -176,21 +176,22 @@ class Emitter:
 
         The lowest code is -128; a NaN takes the highest, as in TNN.
         """
-        builder, half = self.builder, constant(F32, LANES, 0.5)
-        value = self.at_least(builder.fmul(builder.sitofp(sums, FLOATS), step), floor)
+        builder, lanes = self.builder, sums.type.count
+        half, lowest = (constant(F32, lanes, value) for value in (0.5, -128.0))
+        value = builder.fmul(builder.sitofp(sums, ir.VectorType(F32, lanes)), step)
+        value = self.at_least(value, floor)
         if mode == EVEN:
-            value = builder.fadd(self.call(f"llvm.rint.v{LANES}f32", FLOATS, value), zero)
+            value = builder.fadd(self.call(f"llvm.rint.v{lanes}f32", value.type, value), zero)
         else:
             if mode == AWAY:
                 value = builder.fadd(value, zero)
             if mode != RECTIFIED:  # where nothing is below 0 the half has no sign
-                half = self.call(f"llvm.copysign.v{LANES}f32", FLOATS, half, value)
+                half = self.call(f"llvm.copysign.v{lanes}f32", half.type, half, value)
             value = builder.fadd(value, half)
         value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
-        lowest = constant(F32, LANES, -128.0)
         if mode != RECTIFIED:
             value = builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest)
-        return builder.trunc(builder.fptosi(value, INTS), ir.VectorType(I8, LANES))
+        return builder.trunc(builder.fptosi(value, sums.type), ir.VectorType(I8, lanes))
 
     def load_some(self, address: Any, mask: Any, otherwise: Any) -> Any:
         """Load the lanes of `mask`; the others are `otherwise`, whatever lies there."""
@@ -227,15 +228,22 @@ class Emitter:
 
     def dot(self, total: Any, pixels: Any, weights: Any) -> Any:
         """Add the products of each lane: of four bytes, or of two int16."""
+        lanes = total.type.count
         if DOT:
-            kind = ir.VectorType(I8, BITS // 8)
-            name = f"llvm.x86.avx512.vpdpbusd.{BITS}"
+            kind = ir.VectorType(I8, lanes * 4)
+            name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
             pixels, weights = (self.builder.bitcast(value, kind) for value in (pixels, weights))
-            return self.call(name, INTS, total, pixels, weights)
-        kind = ir.VectorType(I16, BITS // 16)
-        name = "llvm.x86.avx512.pmaddw.d.512" if BITS == 512 else "llvm.x86.avx2.pmadd.wd"
+            return self.call(name, total.type, total, pixels, weights)
+        kind = ir.VectorType(I16, lanes * 2)
         pixels, weights = (self.builder.bitcast(value, kind) for value in (pixels, weights))
-        return self.builder.add(total, self.call(name, INTS, pixels, weights))
+        return self.builder.add(total, self.call(_PAIRS[lanes], total.type, pixels, weights))
+
+
+_PAIRS = {
+    16: "llvm.x86.avx512.pmaddw.d.512",
+    8: "llvm.x86.avx2.pmadd.wd",
+    4: "llvm.x86.sse2.pmadd.wd",
+}
 
 
 def emitted(arguments: str, emit: Callable[..., None]) -> Any:
@@ -254,6 +262,11 @@ def emitted(arguments: str, emit: Callable[..., None]) -> Any:
     return intrinsic(scope["kernel"])
 
 
+def _lanes(halves: int) -> list[int]:
+    """Lanes of the vectors of a tile that is `halves` half vectors wide."""
+    return [LANES] * (halves // 2) + [LANES // 2] * (halves % 2)
+
+
 def _accumulate(
     emit: Emitter,
     tile: tuple[int, int],
@@ -264,20 +277,22 @@ def _accumulate(
     start: list[Any],
 ) -> list[Any]:
     """Run over all taps: ``sums[row][vector] += weights[k][row] * (pixels + offsets[k])``."""
-    rows, vectors = tile
-    is_float = start[0].type == FLOATS
+    rows, halves = tile
+    element = start[0].type.element
 
     def body(index: Any, sums: list[Any]) -> list[Any]:
         there = emit.builder.add(pixels, emit.load(emit.at(offsets, index, 8), I64))
-        kind = FLOATS if is_float else INTS
-        columns = [emit.load(emit.at(there, v, BITS // 8), kind) for v in range(vectors)]
+        columns = [
+            emit.load(emit.at(there, v, BITS // 8), ir.VectorType(element, lanes))
+            for v, lanes in enumerate(_lanes(halves))
+        ]
         factors = emit.at(weights, index, 4 * rows)
         for row in range(rows):
-            factor = emit.load(emit.at(factors, row, 4), F32 if is_float else I32)
-            spread = emit.splat(factor)
+            factor = emit.load(emit.at(factors, row, 4), element)
             for v, column in enumerate(columns):
-                at = row * vectors + v
-                if is_float:
+                at = row * len(columns) + v
+                spread = emit.splat(factor, column.type.count)
+                if element == F32:
                     sums[at] = emit.fma(spread, column, sums[at])
                 else:
                     sums[at] = emit.dot(sums[at], column, spread)
@@ -287,13 +302,13 @@ def _accumulate(
 
 
 def _start(emit: Emitter, tile: tuple[int, int], bias: Any, kind: Any) -> list[Any]:
-    rows, vectors = tile
-    spread = [emit.splat(emit.load(emit.at(bias, row, 4), kind)) for row in range(rows)]
-    return [value for value in spread for _ in range(vectors)]
+    rows, halves = tile
+    values = [emit.load(emit.at(bias, row, 4), kind) for row in range(rows)]
+    return [emit.splat(value, lanes) for value in values for lanes in _lanes(halves)]
 
 
-def _multiply_float(rows: int, vectors: int) -> Any:
-    """Kernel of one float32 tile.
+def _multiply_float(rows: int, halves: int) -> Any:
+    """Kernel of one float32 tile, `halves` half vectors wide.
 
     weights: float32 (depth, rows); pixels: address of the tile's first pixel in the first plane;
     offsets: int64 (depth,), bytes from there to the pixel that tap k multiplies; bias: float32
@@ -302,21 +317,20 @@ def _multiply_float(rows: int, vectors: int) -> Any:
 
     def emit(e: Emitter, weights: Any, pixels: Any, offsets: Any, depth: Any, bias: Any,
              out: Any, stride: Any, low: Any, high: Any) -> None:  # fmt: skip
-        tile = (rows, vectors)
+        tile, vectors = (rows, halves), _lanes(halves)
         start = _start(e, tile, bias, F32)
         sums = _accumulate(e, tile, weights, pixels, offsets, depth, start)
-        lowest, highest = e.splat(low), e.splat(high)
         for row in range(rows):
             line = e.at(out, e.builder.mul(stride, ir.Constant(I64, row)))
-            for v in range(vectors):
-                value = e.at_most(e.at_least(sums[row * vectors + v], lowest), highest)
-                e.store(value, e.at(line, v, BITS // 8))
+            for v, lanes in enumerate(vectors):
+                value = e.at_least(sums[row * len(vectors) + v], e.splat(low, lanes))
+                e.store(e.at_most(value, e.splat(high, lanes)), e.at(line, v, BITS // 8))
 
     return emitted("iiiiiiiff", emit)
 
 
-def _multiply_int8(rows: int, vectors: int) -> Any:
-    """Kernel of one int8 tile.
+def _multiply_int8(rows: int, halves: int) -> Any:
+    """Kernel of one int8 tile, `halves` half vectors wide.
 
     As the float one; weights: 4 bytes a row and tap (four int8 or two int16); bias: int32 (rows,).
     terms: float32 (3, count): factor, zero point and highest code of each row, from the tile's
@@ -326,7 +340,7 @@ def _multiply_int8(rows: int, vectors: int) -> Any:
     def emit(e: Emitter, weights: Any, pixels: Any, offsets: Any, depth: Any, bias: Any,
              out: Any, stride: Any, terms: Any, count: Any, mode: Any,
              floor: Any) -> None:  # fmt: skip
-        builder, tile = e.builder, (rows, vectors)
+        builder, tile, vectors = e.builder, (rows, halves), _lanes(halves)
         start = _start(e, tile, bias, I32)
         sums = _accumulate(e, tile, weights, pixels, offsets, depth, start)
         lines = [e.at(out, builder.mul(stride, ir.Constant(I64, row))) for row in range(rows)]
@@ -336,30 +350,36 @@ def _multiply_int8(rows: int, vectors: int) -> Any:
             block = builder.append_basic_block("finish")
             switch.add_case(ir.Constant(I64, rounding), block)
             builder.position_at_end(block)
-            lowest = e.splat(floor)
             for row in range(rows):
-                step, zero, high = (
-                    e.splat(e.load(e.at(e.at(terms, row, 4), builder.mul(
-                        count, ir.Constant(I64, 4 * term))), F32))
-                    for term in range(3)
-                )  # fmt: skip
-                for v in range(vectors):
-                    total = sums[row * vectors + v]
+                first = e.at(terms, row, 4)
+                values = [floor]
+                for term in range(3):
+                    place = e.at(first, builder.mul(count, ir.Constant(I64, 4 * term)))
+                    values.append(e.load(place, F32))
+                for v, lanes in enumerate(vectors):
+                    lowest, step, zero, high = (e.splat(value, lanes) for value in values)
+                    total = sums[row * len(vectors) + v]
                     codes = e.requantize(total, step, zero, high, lowest, rounding)
                     e.store(codes, e.at(lines[row], v, LANES))
             builder.branch(done)
         builder.position_at_end(raw)
         for row in range(rows):
-            for v in range(vectors):
-                e.store(sums[row * vectors + v], e.at(lines[row], v, BITS // 8))
+            for v in range(len(vectors)):
+                e.store(sums[row * len(vectors) + v], e.at(lines[row], v, BITS // 8))
         builder.branch(done)
         builder.position_at_end(done)
 
     return emitted("iiiiiiiiiif", emit)
 
 
-multiply_float = {(r, v): _multiply_float(r, v) for r in ROWS for v in range(1, VECTORS + 1)}
-multiply_int8 = {(r, v): _multiply_int8(r, v) for r in ROWS for v in range(1, VECTORS + 1)}
+_WIDTHS = range(1, 2 * VECTORS + 1)
+multiply_float = {
+    (rows, halves): _multiply_float(rows, halves) for rows in ROWS for halves in _WIDTHS
+}
+multiply_int8 = {
+    (rows, halves): _multiply_int8(rows, halves) for rows in ROWS for halves in _WIDTHS
+}
+"""Kernels by rows and half vectors of their tile."""
 
 
 def _interleave(stride: int) -> Any:

@@ -44,12 +44,14 @@ UNIT = 4 if simd.DOT else 2
 """Channels that one int8 product joins."""
 OFFSET = 128 if simd.DOT else 0
 """What is added to input codes."""
+HALF = LANES // 2
+"""Pixels by which the width of a tile grows."""
 
 (X, OUT, ADDEND, WEIGHTS, BIAS, TERMS, LIMITS, ZEROS, OFFSETS, BLOCKS, PHASE_TABLE, SCRATCH,
  BLOCK_COUNT, FULL_CHANNELS, DEPTH, IMAGES, GROUPS, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS, OUT_H,
  OUT_W, STRIDE_H, STRIDE_W, PAD_TOP, PAD_LEFT, DILATION_W, PITCH, PLANE, PHASES, HALO, BAND, BANDS,
- SPLITS, SCRATCH_BYTES, LAYOUT, MODE, FUSION, PIXELS, FIRST_PIXEL, PIXEL_STEP, CHANNEL_STEP,
- FIELDS) = range(44)  # fmt: skip
+ SPLITS, SCRATCH_BYTES, LAYOUT, MODE, FUSION, PIXELS, PIXEL_STEP, CHANNEL_STEP,
+ FIELDS) = range(43)  # fmt: skip
 """Fields of the description of one convolution, int64; those to SCRATCH are addresses."""
 
 IN_PLACE, BY_CHANNEL, BY_TAP = range(3)
@@ -131,90 +133,291 @@ def octets(address: int, count: int) -> NDArray[np.uint8]:
     return view
 
 
-def _variant(table: Any, rows: int, vectors: int) -> Any:
-    return table[rows, min(vectors, simd.VECTORS)]  # wider ones are never asked for
+def _widths(table: Any, rows: int) -> tuple[Any, ...]:
+    """Return the kernels of these rows by half vectors; wider ones than exist are never run."""
+    return tuple(table[rows, min(halves, 2 * simd.VECTORS)] for halves in range(1, 9))
 
 
-_FLOAT_1_1, _FLOAT_1_2 = _variant(multiply_float, 1, 1), _variant(multiply_float, 1, 2)
-_FLOAT_1_3, _FLOAT_1_4 = _variant(multiply_float, 1, 3), _variant(multiply_float, 1, 4)
-_INT8_1_1, _INT8_1_2 = _variant(multiply_int8, 1, 1), _variant(multiply_int8, 1, 2)
-_INT8_1_3, _INT8_1_4 = _variant(multiply_int8, 1, 3), _variant(multiply_int8, 1, 4)
-_FLOAT_4_1, _FLOAT_6_1 = _variant(multiply_float, 4, 1), _variant(multiply_float, 6, 1)
-_FLOAT_4_2, _FLOAT_6_2 = _variant(multiply_float, 4, 2), _variant(multiply_float, 6, 2)
-_FLOAT_4_3, _FLOAT_6_3 = _variant(multiply_float, 4, 3), _variant(multiply_float, 6, 3)
-_FLOAT_4_4, _FLOAT_6_4 = _variant(multiply_float, 4, 4), _variant(multiply_float, 6, 4)
-_INT8_4_1, _INT8_6_1 = _variant(multiply_int8, 4, 1), _variant(multiply_int8, 6, 1)
-_INT8_4_2, _INT8_6_2 = _variant(multiply_int8, 4, 2), _variant(multiply_int8, 6, 2)
-_INT8_4_3, _INT8_6_3 = _variant(multiply_int8, 4, 3), _variant(multiply_int8, 6, 3)
-_INT8_4_4, _INT8_6_4 = _variant(multiply_int8, 4, 4), _variant(multiply_int8, 6, 4)
+(_FLOAT_1_1, _FLOAT_1_2, _FLOAT_1_3, _FLOAT_1_4, _FLOAT_1_5, _FLOAT_1_6, _FLOAT_1_7, _FLOAT_1_8) = (
+    _widths(multiply_float, 1)
+)
+(_FLOAT_4_1, _FLOAT_4_2, _FLOAT_4_3, _FLOAT_4_4, _FLOAT_4_5, _FLOAT_4_6, _FLOAT_4_7, _FLOAT_4_8) = (
+    _widths(multiply_float, 4)
+)
+(_FLOAT_6_1, _FLOAT_6_2, _FLOAT_6_3, _FLOAT_6_4, _FLOAT_6_5, _FLOAT_6_6, _FLOAT_6_7, _FLOAT_6_8) = (
+    _widths(multiply_float, 6)
+)
+(_INT8_1_1, _INT8_1_2, _INT8_1_3, _INT8_1_4, _INT8_1_5, _INT8_1_6, _INT8_1_7, _INT8_1_8) = _widths(
+    multiply_int8, 1
+)
+(_INT8_4_1, _INT8_4_2, _INT8_4_3, _INT8_4_4, _INT8_4_5, _INT8_4_6, _INT8_4_7, _INT8_4_8) = _widths(
+    multiply_int8, 4
+)
+(_INT8_6_1, _INT8_6_2, _INT8_6_3, _INT8_6_4, _INT8_6_5, _INT8_6_6, _INT8_6_7, _INT8_6_8) = _widths(
+    multiply_int8, 6
+)
+
+
+@kernel
+def float_tile_1(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, low: np.float32, high: np.float32,
+) -> None:  # fmt: skip
+    """Run the float tile of 1 row that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _FLOAT_1_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_1_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 3:
+                _FLOAT_1_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_1_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _FLOAT_1_5(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_1_6(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 7:
+                _FLOAT_1_7(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_1_8(weights, pixels, offsets, depth, bias, out, stride, low, high)
+
+
+@kernel
+def float_tile_4(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, low: np.float32, high: np.float32,
+) -> None:  # fmt: skip
+    """Run the float tile of 4 rows that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _FLOAT_4_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_4_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 3:
+                _FLOAT_4_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_4_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _FLOAT_4_5(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_4_6(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 7:
+                _FLOAT_4_7(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_4_8(weights, pixels, offsets, depth, bias, out, stride, low, high)
+
+
+@kernel
+def float_tile_6(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, low: np.float32, high: np.float32,
+) -> None:  # fmt: skip
+    """Run the float tile of 6 rows that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _FLOAT_6_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_6_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 3:
+                _FLOAT_6_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_6_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _FLOAT_6_5(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_6_6(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        else:
+            if halves <= 7:
+                _FLOAT_6_7(weights, pixels, offsets, depth, bias, out, stride, low, high)
+            else:
+                _FLOAT_6_8(weights, pixels, offsets, depth, bias, out, stride, low, high)
 
 
 @kernel
 def float_tile(
-    rows: int, vectors: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    rows: int, halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
     out: int, stride: int, low: np.float32, high: np.float32,
 ) -> None:  # fmt: skip
     """Run the float tile of this size; arguments as in `simd`."""
     if rows == 6:
-        if vectors == 4:
-            _FLOAT_6_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        elif vectors == 3:
-            _FLOAT_6_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        elif vectors == 2:
-            _FLOAT_6_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        else:
-            _FLOAT_6_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
-    elif rows == 1:
-        if vectors == 4:
-            _FLOAT_1_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        elif vectors == 3:
-            _FLOAT_1_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        elif vectors == 2:
-            _FLOAT_1_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
-        else:
-            _FLOAT_1_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
-    elif vectors == 4:
-        _FLOAT_4_4(weights, pixels, offsets, depth, bias, out, stride, low, high)
-    elif vectors == 3:
-        _FLOAT_4_3(weights, pixels, offsets, depth, bias, out, stride, low, high)
-    elif vectors == 2:
-        _FLOAT_4_2(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        float_tile_6(halves, weights, pixels, offsets, depth, bias, out, stride, low, high)
+    elif rows == 4:
+        float_tile_4(halves, weights, pixels, offsets, depth, bias, out, stride, low, high)
     else:
-        _FLOAT_4_1(weights, pixels, offsets, depth, bias, out, stride, low, high)
+        float_tile_1(halves, weights, pixels, offsets, depth, bias, out, stride, low, high)
+
+
+@kernel
+def int8_tile_1(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, terms: int, count: int, mode: int, floor: np.float32,
+) -> None:  # fmt: skip
+    """Run the int8 tile of 1 row that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _INT8_1_1(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_1_2(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 3:
+                _INT8_1_3(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_1_4(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _INT8_1_5(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_1_6(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 7:
+                _INT8_1_7(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_1_8(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+
+
+@kernel
+def int8_tile_4(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, terms: int, count: int, mode: int, floor: np.float32,
+) -> None:  # fmt: skip
+    """Run the int8 tile of 4 rows that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _INT8_4_1(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_4_2(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 3:
+                _INT8_4_3(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_4_4(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _INT8_4_5(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_4_6(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 7:
+                _INT8_4_7(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_4_8(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+
+
+@kernel
+def int8_tile_6(
+    halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    out: int, stride: int, terms: int, count: int, mode: int, floor: np.float32,
+) -> None:  # fmt: skip
+    """Run the int8 tile of 6 rows that is this wide; arguments as in `simd`."""
+    if halves <= 4:
+        if halves <= 2:
+            if halves <= 1:
+                _INT8_6_1(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_6_2(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 3:
+                _INT8_6_3(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_6_4(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+    else:
+        if halves <= 6:
+            if halves <= 5:
+                _INT8_6_5(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_6_6(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+        else:
+            if halves <= 7:
+                _INT8_6_7(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
+            else:
+                _INT8_6_8(
+                    weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+                )
 
 
 @kernel
 def int8_tile(
-    rows: int, vectors: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
+    rows: int, halves: int, weights: int, pixels: int, offsets: int, depth: int, bias: int,
     out: int, stride: int, terms: int, count: int, mode: int, floor: np.float32,
 ) -> None:  # fmt: skip
     """Run the int8 tile of this size; arguments as in `simd`."""
     if rows == 6:
-        if vectors == 4:
-            _INT8_6_4(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        elif vectors == 3:
-            _INT8_6_3(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        elif vectors == 2:
-            _INT8_6_2(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        else:
-            _INT8_6_1(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-    elif rows == 1:
-        if vectors == 4:
-            _INT8_1_4(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        elif vectors == 3:
-            _INT8_1_3(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        elif vectors == 2:
-            _INT8_1_2(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-        else:
-            _INT8_1_1(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-    elif vectors == 4:
-        _INT8_4_4(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-    elif vectors == 3:
-        _INT8_4_3(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
-    elif vectors == 2:
-        _INT8_4_2(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
+        int8_tile_6(
+            halves, weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+        )
+    elif rows == 4:
+        int8_tile_4(
+            halves, weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+        )
     else:
-        _INT8_4_1(weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor)
+        int8_tile_1(
+            halves, weights, pixels, offsets, depth, bias, out, stride, terms, count, mode, floor
+        )
 
 
 @kernel
@@ -336,14 +539,14 @@ def convolve_float(d: NDArray[np.int64], task: int, thread: int) -> None:
         start = 0
         while start < count:
             width = min(TILE, count - start)
-            if in_place and width < TILE:
-                width = max(width // LANES, 1) * LANES
+            if in_place and width % HALF != 0:
+                width = max(width // HALF, 1) * HALF
                 start = min(start, count - width)
             target, stride = out + (first * size + start) * 4, size * 4
-            if aside or width % LANES != 0:
+            if aside or width % HALF != 0:
                 target, stride = tile, TILE * 4
             float_tile(
-                height, (width + LANES - 1) // LANES, weights + blocks[at + BLOCK_WEIGHTS],
+                height, (width + HALF - 1) // HALF, weights + blocks[at + BLOCK_WEIGHTS],
                 pixels_at + start * 4, d[OFFSETS], d[DEPTH], bias + first * 4, target, stride,
                 limits[0], limits[1],
             )  # fmt: skip
@@ -601,10 +804,10 @@ def convolve_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
             target, stride = out + start, size
             if mode == RAW:
                 target, stride = tile, TILE * 4
-            elif aside or width % LANES != 0:
+            elif aside or width % HALF != 0:
                 target, stride = tile, TILE
             int8_tile(
-                height, (width + LANES - 1) // LANES, weights + blocks[at + BLOCK_WEIGHTS],
+                height, (width + HALF - 1) // HALF, weights + blocks[at + BLOCK_WEIGHTS],
                 laid + start * 4, d[OFFSETS], d[DEPTH], bias + first * 4, target, stride,
                 terms + first * 4, full * d[GROUPS], mode, floor,
             )  # fmt: skip
@@ -622,7 +825,7 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
     The roles of `float_tile` are swapped: its rows are pixels, its vectors output channels.
     OFFSETS is for both: where each product lies in a block of weights, and behind these, int64
     (PIXELS, DEPTH), where in the image, or -1 for padding.  A block is TILE output channels;
-    outputs are CHANNEL_STEP and PIXEL_STEP apart, from FIRST_PIXEL on.
+    outputs are CHANNEL_STEP and PIXEL_STEP apart.
     """
     part, rest = task % d[SPLITS], task // d[SPLITS]
     group, n = rest % d[GROUPS], rest // d[GROUPS]
@@ -654,7 +857,7 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
             weights = d[WEIGHTS] + (group * d[BLOCK_COUNT] + b) * depth * TILE * 4
             width = min(TILE, channels - b * TILE)
             float_tile(
-                rows, simd.VECTORS, laid, weights, d[OFFSETS], depth, d[TERMS], tile,
+                rows, 2 * simd.VECTORS, laid, weights, d[OFFSETS], depth, d[TERMS], tile,
                 TILE * 4, -_INFINITY, _INFINITY,
             )  # fmt: skip
             for row in range(valid):
@@ -665,9 +868,7 @@ def convolve_few_float(d: NDArray[np.int64], task: int, thread: int) -> None:
                         value = value * (_ONE / (_ONE + decay(value)))
                     value = limits[0] if value < limits[0] else value
                     value = limits[1] if value > limits[1] else value
-                    to = (b * TILE + i) * d[CHANNEL_STEP] + (d[FIRST_PIXEL] + pixel + row) * d[
-                        PIXEL_STEP
-                    ]
+                    to = (b * TILE + i) * d[CHANNEL_STEP] + (pixel + row) * d[PIXEL_STEP]
                     out[to] = value
         pixel += valid
 
@@ -719,14 +920,14 @@ def convolve_few_int8(d: NDArray[np.int64], task: int, thread: int) -> None:
             weights = d[WEIGHTS] + (group * d[BLOCK_COUNT] + b) * depth * TILE * 4
             width = min(TILE, channels - b * TILE)
             int8_tile(
-                rows, simd.VECTORS, laid, weights, d[OFFSETS], depth, starts, tile, TILE * 4,
+                rows, 2 * simd.VECTORS, laid, weights, d[OFFSETS], depth, starts, tile, TILE * 4,
                 d[TERMS], full, RAW, floor,
             )  # fmt: skip
             for row in range(valid):
                 sums = integers(tile + row * TILE * 4, width)
                 for i in range(width):
                     c = b * TILE + i
-                    to = c * d[CHANNEL_STEP] + (d[FIRST_PIXEL] + pixel + row) * d[PIXEL_STEP]
+                    to = c * d[CHANNEL_STEP] + (pixel + row) * d[PIXEL_STEP]
                     code_value = np.float32(other[to]) if d[FUSION] else _ZERO
                     value = np.float32(np.int32(int(sums[i]) + int(bias[c]))) * terms[c]
                     value += code_value * terms[3 * full + c] - terms[4 * full + c]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import depthwise, simd, tiled, winograd
-from quantjit.kernels.schedule import Chain, Prepared, TaskFunction
+from quantjit.kernels.schedule import Prepared, TaskFunction
 from quantjit.kernels.tiled import BY_CHANNEL, BY_TAP, IN_PLACE, UNIT
 
 Longs = NDArray[np.int64]
@@ -17,8 +17,6 @@ _NEAR_CACHE = 320 * 1024
 """Bytes of a task's laid-out input: it stays in a core's own cache while all weights pass."""
 _MANY = 12
 """Channels from which on transforming squares pays."""
-_SHORT, _SMALL_MAP = 2, 128
-"""Pixels at the end of a small map that are not worth a vector."""
 _LARGEST = 6
 _SMALLEST = 4
 
@@ -125,7 +123,7 @@ def blocks(channels: int) -> list[tuple[int, int]]:
 def prepare_float(
     window: Window, weight: Floats, bias: Floats, low: float, high: float, *, swish: bool,
     threads: int,
-) -> Prepared | Chain:  # fmt: skip
+) -> Prepared:  # fmt: skip
     """Prepare a float32 convolution.
 
     weight: (out_channels, channels / groups, kernel_h, kernel_w); bias: (out_channels,); low,
@@ -151,31 +149,7 @@ def prepare_float(
         return _squares(window, weight, biases, (low, high), threads)
     units = rows[..., None]  # one product a lane: (groups, channels, depth, 1)
     layout = IN_PLACE if window.reads_all else BY_CHANNEL
-    rest = window.pixels % simd.LANES
-    if layout == IN_PLACE and 0 < rest <= _SHORT and window.pixels < _SMALL_MAP:
-        return _pointwise_and_rest(window, rows, units, arrays, rest, int(swish), threads)
     return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1)
-
-
-def _pointwise_and_rest(
-    window: Window, rows: Floats, units: Floats, arrays: dict[int, NDArray[Any]], rest: int,
-    mode: int, threads: int,
-) -> Chain:  # fmt: skip
-    """Prepare a 1 x 1 convolution whose last `rest` pixels would leave a vector almost empty.
-
-    They go along the output channels instead.
-    """
-    few = dict(arrays)
-    few[tiled.TERMS] = np.zeros(_LARGEST, np.float32)
-    whole = _tiled(window, tiled.float_task, units, arrays, IN_PLACE, mode, threads, 1)
-    whole.description[tiled.BAND] = window.pixels - rest
-    description = _describe_few(window)
-    description[tiled.PIXELS] = rest
-    description[tiled.FIRST_PIXEL] = window.pixels - rest
-    packed = _pack_few(rows[..., None])
-    places = _places(window, packed.shape[2], padding_is_channel=False)[-rest:]
-    last = _few(description, tiled.few_float_task, packed, places, few, mode, threads)
-    return Chain((whole, last))
 
 
 def _suits_winograd(window: Window) -> bool:

@@ -32,6 +32,7 @@ from quantjit.kernels.tiled import (
     FIELDS,
     FULL_CHANNELS,
     GROUPS,
+    HALF,
     HEIGHT,
     IMAGES,
     LIMITS,
@@ -231,7 +232,7 @@ def convolve_winograd(d: NDArray[np.int64], task: int, thread: int) -> None:
             for start in range(0, squares, TILE):
                 width = min(TILE, squares - start)
                 float_tile(
-                    height, (width + LANES - 1) // LANES,
+                    height, (width + HALF - 1) // HALF,
                     weights + position * d[CHANNELS] * height * 4,
                     transformed + (position * d[CHANNELS] * padded + start) * 4, d[OFFSETS],
                     d[CHANNELS], nothing, products + (position * height * padded + start) * 4,

@@ -13,6 +13,7 @@ from quantjit.kernels.codes import (
     quantize_even_into,
     quantize_into,
 )
+from quantjit.kernels.planes import sum_floats
 from quantjit.kernels.pooling import average_pool_into
 from quantjit.kernels.schedule import INPUT, OUTPUT, SECOND_INPUT, Prepared, TaskFunction
 from quantjit.kernels.tiled import carray, codes, floats, longs, pointer_to_float32, pointer_to_int8
@@ -177,6 +178,17 @@ def average_task(address: int, task: int, thread: int) -> None:
     d = longs(address, FIELDS)
     first, last = task * d[PLANES] // d[PARTS], (task + 1) * d[PLANES] // d[PARTS]
     size, out_size = d[HEIGHT] * d[WIDTH] * 4, d[OUT_H] * d[OUT_W] * 4
+    if (
+        out_size == 4
+        and d[KERNEL_H] == d[HEIGHT]
+        and d[KERNEL_W] == d[WIDTH]
+        and d[PAD_TOP] == d[PAD_LEFT] == 0
+    ):
+        means = floats(d[OUTPUT], d[PLANES])
+        for plane in range(first, last):
+            sum_floats(d[INPUT] + plane * size, size // 4, d[OUTPUT] + plane * 4)
+            means[plane] = means[plane] / np.float32(size // 4)
+        return
     x = carray(pointer_to_float32(d[INPUT] + first * size), (last - first, d[HEIGHT], d[WIDTH]))
     out = carray(
         pointer_to_float32(d[OUTPUT] + first * out_size), (last - first, d[OUT_H], d[OUT_W])
