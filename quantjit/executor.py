@@ -12,7 +12,9 @@ output is dequantized.
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,15 +252,43 @@ def _infer_dtypes(graph: Graph) -> dict[str, np.dtype[np.generic]]:
     return dtypes
 
 
+def _image_of(graph: Graph, shapes: Mapping[str, Shape]) -> Graph | None:
+    """Return the network for one image of a batch; None where there is no batch of such images.
+
+    They are independent if every blob of the batch is that of one image, so many times, and no
+    node works along the first axis.
+    """
+    counts = {shapes[blob.name][:1] for blob in graph.inputs}
+    if len(counts) != 1 or not counts.isdisjoint({(), (0,), (1,)}):
+        return None
+    ((count,),) = counts
+    image = graph.with_input_shapes(
+        {blob.name: (1, *shapes[blob.name][1:]) for blob in graph.inputs}
+    )
+    try:
+        alone = infer_shapes(image)
+    except GraphError:  # a node that names the batch in its attributes
+        return None
+    for blob in graph.blobs():
+        if alone[blob][:1] != (1,) or shapes[blob] != (count, *alone[blob][1:]):
+            return None
+    for node in graph.nodes:
+        axes = (getattr(node.attrs, "axis", 1), *getattr(node.attrs, "axes", ()))
+        if any(axis in {0, -len(shapes[blob])} for axis in axes for blob in node.inputs):
+            return None
+    return image
+
+
 class Executor:
     """Runs one network on inputs of fixed shapes; one executor serves one caller at a time.
 
     Parameters
     ----------
     graph : float, or lowered to int8 (`quantjit.passes.lower.lower`)
-    threads : how many threads share the work of a node; the outputs do not depend on it.  Where
-        there are many inputs, one executor a thread is faster
+    threads : how many work together: on images of their own where the batch has several that are
+        independent, else on shares of each node.  The outputs do not depend on it
     exact_order : run float sums in the order of TNN's naive device, to the bit; slower
+    whole_batch : never take a batch apart into its images
 
     Attributes
     ----------
@@ -266,10 +296,30 @@ class Executor:
     arena_bytes : memory of the blobs' buffers; blob_bytes : what they would take without reuse
     """
 
-    def __init__(self, graph: Graph, threads: int = 1, *, exact_order: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int = 1,
+        *,
+        exact_order: bool = False,
+        whole_batch: bool = False,
+    ) -> None:
         graph.validate()
         self.graph = graph
         self.shapes = infer_shapes(graph)
+        self._lanes: list[Executor] = []
+        self._whole: Executor | None = None
+        self._make_whole = partial(
+            Executor, graph, threads, exact_order=exact_order, whole_batch=True
+        )
+        image = None if whole_batch else _image_of(graph, self.shapes)
+        if image is not None:
+            count = min(threads, self.shapes[graph.inputs[0].name][0])
+            self._lanes = [Executor(image, exact_order=exact_order) for _ in range(count)]
+            self._pool = ThreadPoolExecutor(count)
+            self.blob_bytes: int = sum(lane.blob_bytes for lane in self._lanes)
+            self.arena_bytes: int = sum(lane.arena_bytes for lane in self._lanes)
+            return
         self._dtypes = _infer_dtypes(graph)
         requests = _requests(graph, self.shapes, threads, exact_order=exact_order)
         views = _find_views(graph, requests)
@@ -299,6 +349,11 @@ class Executor:
         by name, float32, owned by the caller.  on_blob sees every blob, inputs included, in its
         own element type.
         """
+        if self._lanes and on_blob is None:
+            return self._run_images(inputs)
+        if self._lanes:
+            self._whole = self._whole or self._make_whole()
+            return self._whole.run(inputs, on_blob)
         for blob in self.graph.inputs:
             self._feed(blob.name, inputs)
             if on_blob:
@@ -313,6 +368,27 @@ class Executor:
                     on_blob(name, array)
         return {name: self._fetch(name) for name in self.graph.outputs}
 
+    def _run_images(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run image by image, each lane the next one that is left."""
+        given = {blob.name: self._checked(blob.name, inputs) for blob in self.graph.inputs}
+        outputs = {name: np.empty(self.shapes[name], np.float32) for name in self.graph.outputs}
+        images = iter(range(self.shapes[self.graph.inputs[0].name][0]))
+
+        def work(lane: Executor) -> None:
+            for image in images:  # one iterator: every image is drawn once
+                part = slice(image, image + 1)
+                found = lane.run({name: array[part] for name, array in given.items()})
+                for name, array in found.items():
+                    outputs[name][part] = array
+
+        helpers = [self._pool.submit(work, lane) for lane in self._lanes[1:]]
+        work(self._lanes[0])
+        for helper in helpers:
+            helper.result()
+        return outputs
+
     def _run_part(self, part: "_Step | tuple[int, int]") -> None:
         """Run a step, or rows of the table."""
         if isinstance(part, _Step):
@@ -325,7 +401,8 @@ class Executor:
         else:
             self._team.run(self._table, *part)
 
-    def _feed(self, name: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+    def _checked(self, name: str, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the array of this input; GraphError if it is missing or has another shape."""
         try:
             given = np.ascontiguousarray(inputs[name], np.float32)
         except KeyError:
@@ -334,6 +411,10 @@ class Executor:
             raise GraphError(
                 f"input {name!r}", f"shape {given.shape} was given, {self.shapes[name]} is planned"
             )
+        return given
+
+    def _feed(self, name: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        given = self._checked(name, inputs)
         if name in self._quantize:
             self._quantize[name]((given,), (self._arrays[name],))
         else:

@@ -11,6 +11,7 @@ from quantjit.executor import Executor, count_macs, infer_shapes
 from quantjit.graph import Blob, Graph, Node
 from quantjit.ops import NoAttrs
 from quantjit.ops.elementwise import BinaryAttrs
+from quantjit.ops.softmax import SoftmaxAttrs
 
 
 def test_outputs_are_owned_by_the_caller_and_runs_repeat():
@@ -28,11 +29,27 @@ def test_a_batch_is_its_images():
     graph = models.small_network()
     images = models.random_inputs(graph, 3)
     batch = {"data": np.concatenate([image["data"] for image in images])}
-    wide = Executor(graph.with_input_shapes({"data": batch["data"].shape}))
-    together = wide.run(batch)["scores"]
+    wide = graph.with_input_shapes({"data": batch["data"].shape})
     executor = Executor(graph)
     alone = np.concatenate([executor.run(image)["scores"] for image in images])
-    np.testing.assert_array_equal(together, alone)
+    for threads in (1, 2, 5):
+        for whole in (False, True):
+            batched = Executor(wide, threads, whole_batch=whole)
+            for _ in range(3):
+                np.testing.assert_array_equal(batched.run(batch)["scores"], alone)
+    seen = {}
+    batched = Executor(wide, 2)
+    batched.run(batch, lambda name, blob: seen.update({name: blob.shape}))
+    assert seen == batched.shapes
+
+
+def test_a_batch_whose_images_are_not_independent_is_run_whole():
+    data = np.arange(6, dtype=np.float32).reshape(3, 2)
+    node = Node("n", "softmax", ("data",), ("n",), SoftmaxAttrs(0))
+    graph = Graph((node,), (Blob("data", (3, 2)),), ("n",))
+    found = Executor(graph, 2).run({"data": data})["n"]
+    exponents = np.exp(data - data.max(axis=0))
+    np.testing.assert_allclose(found, exponents / exponents.sum(axis=0), rtol=1e-6)
 
 
 @st.composite

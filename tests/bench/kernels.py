@@ -293,11 +293,11 @@ def bench_networks(models, threads, rounds, batches):
                         lambda run=other.run, feed={source.name: x}: run(None, feed),
                     ]
                 times = best(functions, rounds)
-            ours, other, ours_int8, other_int8 = (1e3 * seconds for seconds in times)
-            table.add_row(
-                name, str(batch), f"{ours:.2f}", f"{other:.2f}", f"{ours / other:.2f}",
-                f"{ours_int8:.2f}", f"{other_int8:.2f}", f"{ours_int8 / other_int8:.2f}",
-            )  # fmt: skip
+                ours, other, ours_int8, other_int8 = (1e3 * seconds for seconds in times)
+                table.add_row(
+                    name, str(batch), f"{ours:.2f}", f"{other:.2f}", f"{ours / other:.2f}",
+                    f"{ours_int8:.2f}", f"{other_int8:.2f}", f"{ours_int8 / other_int8:.2f}",
+                )  # fmt: skip
     console.print(table)
 
 
