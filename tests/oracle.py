@@ -444,3 +444,35 @@ def comparison(x, y):
     noise = (x - y) @ (x - y)
     largest = np.ptp([*(x - y), *(y - x), 0.0]) / 2
     return [float(value) for value in (gram[0, 0], noise, gram[0, 1], gram[1, 1], largest)]
+
+
+def curve(name, x, alpha=0.0, beta=0.0):
+    """Elementwise functions of exported networks, float64."""
+    x = np.asarray(x, np.float64)
+    with np.errstate(over="ignore"):
+        return {
+            "mish": lambda: x * np.tanh(np.logaddexp(0, x)),
+            "gelu_erf": lambda: x * normal_probability(x),
+            "scaled_swish": lambda: x / (1 + np.exp(-alpha * x)),
+            "selu": lambda: beta * np.where(x > 0, x, alpha * (np.exp(x) - 1)),
+            "celu": lambda: np.maximum(x, 0) + np.minimum(alpha * (np.exp(x / alpha) - 1), 0),
+            "softsign": lambda: x / (1 + np.abs(x)),
+            "thresholded_relu": lambda: np.where(x > alpha, x, 0),
+        }[name]()
+
+
+def normal_probability(x):
+    """Share of a normal distribution below x, by the trapezoidal rule: float64."""
+    flat = np.abs(np.asarray(x, np.float64)).reshape(-1, 1) * np.linspace(0, 1, 4001)
+    density = np.exp(-(flat**2) / 2) / np.sqrt(2 * np.pi)
+    area = np.trapezoid(density, flat, axis=1).reshape(np.shape(x))
+    return 0.5 + np.sign(x) * area
+
+
+def linear_codes(x, scale, zero_point, low, high):
+    """Codes as ONNX rounds them, half to even, by an exact search: float64."""
+    quotient = np.asarray(np.float32(x) / np.float32(scale), np.float64)
+    below = np.floor(quotient)
+    rest = quotient - below
+    up = (rest > 0.5) | ((rest == 0.5) & (below % 2 == 1))
+    return np.clip(below + up + zero_point, low, high)
