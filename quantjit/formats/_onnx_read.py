@@ -28,6 +28,7 @@ from quantjit.formats._onnx_read_file import (
 )
 from quantjit.formats._onnx_read_fold import fold, is_foldable
 from quantjit.formats._onnx_read_int8 import attach, lift
+from quantjit.formats._onnx_read_qoperator import with_conversions
 from quantjit.graph import Array, Blob, Graph, Node, readonly
 from quantjit.ops import NoAttrs
 from quantjit.ops.shape import ConstantAttrs
@@ -63,7 +64,7 @@ _HINTS = {
 
 def read(path: Path, given: Mapping[str, Shape], *, with_weights: bool = True) -> Graph:
     """Read a file; see `quantjit.formats.onnx.read`."""
-    source = read_source(path, given, with_weights=with_weights)
+    source = with_conversions(read_source(path, given, with_weights=with_weights))
     lifted, codes = lift(source)
     graph = _graph_of(lifted, with_weights=with_weights)
     if codes is None:
