@@ -476,3 +476,29 @@ def linear_codes(x, scale, zero_point, low, high):
     rest = quotient - below
     up = (rest > 0.5) | ((rest == 0.5) & (below % 2 == 1))
     return np.clip(below + up + zero_point, low, high)
+
+
+# ------------------------------------------------------------------ onnxruntime's rounding
+
+
+def round_even(value, zero_point=0):
+    """Codes of real quotients: halves to even, then the zero point, saturated."""
+    codes = np.rint(np.clip(np.asarray(value, np.float64), -1e6, 1e6)) + zero_point
+    return np.clip(codes, -128, 127).astype(np.int8)
+
+
+def add_even(left, right, scales, zero_points, offset):
+    """QLinearAdd with exact products and sums of codes + offset, rounded where float32 does."""
+    factors = (scales[:2] / scales[2]).astype(np.float32).astype(np.float64)
+    zeros = zero_points.astype(np.float64) + offset
+    product = np.float64(np.float32(factors[1] * zeros[1]))
+    shift = np.float64(np.float32(zeros[2] - np.float32(factors[0] * zeros[0] + product)))
+    part = (factors[1] * (right.astype(np.float64) + offset) + shift).astype(np.float32)
+    total = factors[0] * (left.astype(np.float64) + offset) + part.astype(np.float64)
+    return round_even(total.astype(np.float32), -offset)
+
+
+def requantize_even(sums, factor, zero_point, low=-128, high=127):
+    """Codes of int32 sums: float32 product, halves to even, zero point, clipped to low and high."""
+    quotient = sums.astype(np.float32) * np.float32(factor)
+    return np.clip(round_even(quotient, zero_point), low, high).astype(np.int8)
