@@ -49,6 +49,7 @@ _ON_CODES = {  # types that keep or explicitly convert integers
     "Equal",
 }
 _OUTSIDE = "end the network before it (onnx.utils.extract_model) and compute the rest outside"
+_MALFORMED = (MalformedError, ArithmeticError, IndexError, MemoryError, ValueError)
 _HINTS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "export the network without control flow"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "only feed-forward networks are read"),
@@ -167,9 +168,10 @@ class _Reader:
             reason = error.reason if isinstance(error, GraphError) else str(error)
             self._problems.append(_Problem(op, name, reason))
             self._unknown |= set(proto.output)
-        except (MalformedError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
+        except _MALFORMED as error:
+            found = str(error).strip().splitlines()[0] if str(error).strip() else "another"
             raise FormatError(
-                self.source.path, place_of(proto), "a node that fits its operator", str(error)
+                self.source.path, place_of(proto), "a node that fits its operator", found
             ) from None
 
     def _check(self, proto: Any, op: str) -> None:
@@ -264,6 +266,8 @@ class _Reader:
         blob = self._aliases.get(name, name)
         if blob in self.shapes:
             return blob
+        if blob not in self._constants:
+            raise MalformedError(f"an input is missing: {name!r}")
         value = self._constants[blob]
         if value.dtype.kind not in "fiub" and "float" not in str(value.dtype):
             raise RefusedError(f"{name!r} holds {value.dtype}, which a float blob cannot")

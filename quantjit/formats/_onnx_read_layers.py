@@ -102,10 +102,15 @@ def _filters(call: Call) -> NDArray[np.float32]:
     return weight
 
 
-def _with_bias(call: Call, weight: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def _with_bias(
+    call: Call, weight: NDArray[np.float32], channels: int
+) -> dict[str, NDArray[np.float32]]:
     if not call.has(2):
         return {"weight": weight}
-    return {"weight": weight, "bias": call.float_constant(2, "bias").reshape(-1)}
+    bias = call.float_constant(2, "bias").reshape(-1)
+    if bias.size != channels:
+        raise MalformedError(f"a bias of {bias.size} values for {channels} channels")
+    return {"weight": weight, "bias": bias}
 
 
 def _attrs(
@@ -130,7 +135,7 @@ def _conv(call: Call) -> None:
     pads = _same_pads(window, shape[2:])
     channels = (weight.shape[1] * group, weight.shape[0])
     attrs = _attrs(window, group, channels, pads, has_bias=call.has(2))
-    call.emit("convolution", attrs=attrs, weights=_with_bias(call, weight))
+    call.emit("convolution", attrs=attrs, weights=_with_bias(call, weight, channels[1]))
 
 
 def _conv_transpose(call: Call) -> None:
@@ -158,7 +163,7 @@ def _conv_transpose(call: Call) -> None:
     attrs = _attrs(
         window, group, channels, (pads[0], pads[1], pads[2], pads[3]), has_bias=call.has(2)
     )
-    call.emit("deconvolution", attrs=attrs, weights=_with_bias(call, weight))
+    call.emit("deconvolution", attrs=attrs, weights=_with_bias(call, weight, channels[1]))
 
 
 # ------------------------------------------------------------------ matrix products
@@ -321,6 +326,8 @@ def _batch_normalization(call: Call) -> None:
         np.asarray(call.constant(index, what), np.float64)
         for index, what in enumerate(("scale", "bias", "mean", "variance"), start=1)
     )
+    if {array.shape for array in (scale, bias, mean, variance)} != {call.shape()[1:2]}:
+        raise MalformedError(f"its vectors do not fit the channels of {call.shape()}")
     gain = scale / np.sqrt(variance + call.real("epsilon", 1e-5))
     weights = {"scale": gain.astype(np.float32), "bias": (bias - mean * gain).astype(np.float32)}
     call.emit("batch_norm", weights=weights)

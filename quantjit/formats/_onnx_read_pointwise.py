@@ -258,6 +258,13 @@ def _dropout(call: Call) -> None:
         call.emit("constant", (), attrs, ones, outputs=(call.proto.output[1],), kind="bool")
 
 
+def _dtype_of(code: int) -> str:
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        raise MalformedError(f"there is no type {code}") from None
+
+
 def _cast(call: Call) -> None:
     code = call.integer("to", 0)
     if code in {TensorProto.FLOAT, TensorProto.DOUBLE}:
@@ -266,10 +273,7 @@ def _cast(call: Call) -> None:
     if code == TensorProto.FLOAT16:
         call.emit("cast", attrs=CastAttrs("float16"), kind="float32")
         return
-    try:
-        dtype = str(helper.tensor_dtype_to_np_dtype(code))
-    except KeyError:
-        raise MalformedError(f"there is no type {code}") from None
+    dtype = _dtype_of(code)
     if dtype == call.kind():
         call.alias(call.blob())
     elif dtype in {"int32", "int64"}:
@@ -307,7 +311,7 @@ def _quantize_linear(call: Call) -> None:
     weights, axis, kind = _scale_and_zero(call)
     code = call.integer("output_dtype", 0)
     if not kind:
-        kind = str(helper.tensor_dtype_to_np_dtype(code)) if code else "uint8"
+        kind = _dtype_of(code) if code else "uint8"
     if kind not in _CODES:
         raise RefusedError(f"codes of type {kind} are not run")
     if call.kind() != "float32":
