@@ -6,6 +6,7 @@ anything else is a problem.  Problems are gathered, so that one error names them
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quantjit.formats import _onnx_read_layers as layers
 from quantjit.formats import _onnx_read_patterns as patterns
 from quantjit.formats import _onnx_read_pointwise as pointwise
 from quantjit.formats import _onnx_read_shapes as shapes
+from quantjit.formats import _onnx_read_windows as windows
 from quantjit.formats._onnx_read_call import Call, MalformedError, RefusedError, Translation
 from quantjit.formats._onnx_read_file import (
     DEFAULT_DOMAINS,
@@ -37,6 +39,7 @@ Shape = tuple[int, ...]
 
 TRANSLATIONS: Mapping[str, Translation] = {
     **layers.TRANSLATIONS,
+    **windows.TRANSLATIONS,
     **pointwise.TRANSLATIONS,
     **shapes.TRANSLATIONS,
 }
@@ -49,6 +52,7 @@ _ON_CODES = {  # types that keep or explicitly convert integers
     "Equal",
 }
 _OUTSIDE = "end the network before it (onnx.utils.extract_model) and compute the rest outside"
+_LARGEST_BLOB = 2**30  # elements: 4 GiB
 _MALFORMED = (MalformedError, ArithmeticError, IndexError, MemoryError, ValueError)
 _HINTS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "export the network without control flow"),
@@ -297,6 +301,9 @@ class _Reader:
         kept = {role: readonly(np.asarray(array)) for role, array in weights.items()}
         node = Node(self._fresh(name or self._node_name), op, inputs, outputs, attrs, kept)
         inferred = ops.get(op).infer_shape(node, [self.shapes[blob] for blob in inputs])
+        large = [shape for shape in inferred if prod(shape) > _LARGEST_BLOB]
+        if large:
+            raise RefusedError(f"its output of shape {large[0]} is too large")
         for blob, shape in zip(outputs, inferred, strict=True):
             if blob in self.shapes:
                 raise MalformedError(f"blob {blob!r} is written twice")
@@ -372,7 +379,8 @@ def _listed(problems: list[_Problem]) -> str:
     for problem in problems:
         grouped.setdefault((problem.op, problem.reason), []).append(problem.node)
     parts = []
-    for (op, reason), nodes in grouped.items():
+    for (given, reason), nodes in grouped.items():
+        op = repr(given)[1:-1]
         names = ", ".join(repr(name) for name in nodes[:3])
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         parts.append(f"{op} ({names}{more}): {reason}")

@@ -150,7 +150,7 @@ def _check_names(path: Path, names: Iterable[str], kind: str) -> None:
 def place_of(node: Any) -> str:
     """How messages name an ONNX node."""
     output = next((name for name in node.output if name), "")
-    return f"node {(node.name or output)!r} ({node.op_type})"
+    return f"node {(node.name or output)!r} ({repr(node.op_type)[1:-1]})"
 
 
 def _producers(path: Path, nodes: Iterable[Any], known: set[str]) -> dict[str, int]:

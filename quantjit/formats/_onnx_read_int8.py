@@ -62,7 +62,7 @@ def lift(source: Source) -> tuple[Source, Codes | None]:
         return source, None
     try:
         return _Lift(source).run()
-    except (_UnusualError, IndexError, ValueError, TypeError):
+    except (_UnusualError, LookupError, ValueError, TypeError):
         return source, None  # what is malformed the reader of floats reports in its place
 
 
