@@ -170,7 +170,7 @@ def _attribute(name, value):
 
 
 CHANGES = {
-    "pads of five": (lambda conv: conv.attribute[0].ints.append(3), "four numbers"),
+    "pads of five": (lambda conv: conv.attribute[0].ints.append(3), "are not 4 numbers"),
     "pads of another type": (
         lambda conv: setattr(conv.attribute[0], "type", onnx.AttributeProto.FLOAT),
         "pads",
