@@ -214,6 +214,14 @@ def test_mse_knows_that_one_sided_blobs_have_twice_the_codes():
     assert error(one_sided.scale[0], 255) <= best * 1.02
 
 
+def test_the_percentile_of_a_one_sided_blob_clips_less():
+    values = np.linspace(0, 1, 1_000_001, dtype=np.float32)
+    solver = blob_solvers()["percentile"]
+    for symmetric, codes, share in ((False, 255, 0.99999), (True, 127, 0.9999)):
+        params = onnx_target.blob_scale(stats_of(values), solver, symmetric=symmetric)
+        np.testing.assert_allclose(params.scale * codes, share, atol=2e-6)
+
+
 # ------------------------------------------------------------------ what is refused
 
 
