@@ -214,6 +214,17 @@ def test_mse_knows_that_one_sided_blobs_have_twice_the_codes():
     assert error(one_sided.scale[0], 255) <= best * 1.02
 
 
+@pytest.mark.parametrize("method", ["kl", "aciq-laplace"])
+def test_a_method_for_127_codes_keeps_its_step_and_clips_less(method):
+    values = np.random.default_rng(1).exponential(1, 100_000).astype(np.float32)
+    solver, seen = blob_solvers()[method], stats_of(values)
+    step = float(solver.solve(seen).scale[0])
+    params = onnx_target.blob_scale(seen, solver, symmetric=False)
+    expected = min(step * 255, values.max()) / 255
+    np.testing.assert_allclose(params.scale, expected, rtol=1e-6)
+    assert onnx_target.blob_scale(seen, solver, symmetric=True) == QuantParams(step)
+
+
 def test_the_percentile_of_a_one_sided_blob_clips_less():
     values = np.linspace(0, 1, 1_000_001, dtype=np.float32)
     solver = blob_solvers()["percentile"]
