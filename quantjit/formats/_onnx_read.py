@@ -82,7 +82,7 @@ def _graph_of(source: Source, *, with_weights: bool) -> Graph:
     reader = _Reader(source, with_weights=with_weights)
     for proto in source.nodes:
         reader.take(proto)
-    return patterns.simplify(reader.finish())
+    return patterns.simplify(reader.finish(), reader.shapes)
 
 
 def _keeps_rounding(source: Source, graph: Graph) -> bool:
@@ -361,6 +361,7 @@ class _Reader:
                 copies.append((renamed.get(blob, blob), name))
             else:
                 renamed[blob] = name
+                self.shapes[name] = self.shapes[blob]
 
         def new(blobs: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(renamed.get(blob, blob) for blob in blobs)

@@ -222,6 +222,14 @@ def _ordered(path: Path, nodes: Any, sources: dict[int, set[int]]) -> Iterator[i
         raise FormatError(path, place_of(nodes[caught]), "a graph without cycles", "a cycle")
 
 
+def _size_or_name(dim: Any) -> str:
+    return str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?"
+
+
+def _give(name: str, shape: str) -> str:
+    return f"give its shape: --input-shape '{name}:{shape}', in numbers"
+
+
 def _input(path: Path, value: Any, given: Shape | None) -> Blob:
     if not value.type.HasField("tensor_type"):
         raise FormatError(path, f"input {value.name!r}", "a tensor", "another type")
@@ -238,7 +246,7 @@ def _input(path: Path, value: Any, given: Shape | None) -> Blob:
         return Blob(value.name, tuple(given), dtype)
     if dims is None:
         raise FormatError(
-            path, f"input {value.name!r}", "its shape", "none", "give the shape of this input"
+            path, f"input {value.name!r}", "its shape", "none", _give(value.name, "N,C,H,W")
         )
     sizes: list[int] = []
     for axis, dim in enumerate(dims):
@@ -253,7 +261,7 @@ def _input(path: Path, value: Any, given: Shape | None) -> Blob:
                 f"input {value.name!r}",
                 f"a size of dimension {axis}",
                 f"one that is left open{name}",
-                "give the shape of this input",
+                _give(value.name, ",".join(_size_or_name(dim) for dim in dims)),
             )
     return Blob(value.name, tuple(sizes), dtype)
 
