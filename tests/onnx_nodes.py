@@ -29,13 +29,37 @@ OPERATORS = [
     *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape"),
     *("Size", "GroupNormalization", "LRN", "SpaceToDepth", "Expand", "Tile", "Sum", "Mean"),
     *("Selu", "Celu", "Softsign", "ThresholdedRelu", "Less", "Greater", "LessOrEqual"),
-    *("GreaterOrEqual", "Equal", "And", "Or", "Where", "Softplus", "Exp", "Erf", "Abs", "Neg"),
+    *(
+        "GreaterOrEqual",
+        "Equal",
+        "And",
+        "Or",
+        "Where",
+        "ArgMax",
+        "ArgMin",
+        "Softplus",
+        "Exp",
+        "Erf",
+        "Abs",
+        "Neg",
+    ),
     *("Log", "Sqrt", "Floor", "Ceil", "Reciprocal", "Round", "Sign", "Sin", "Cos"),
 ]
 
 _OF_BLOBS = {
     *("MatMul", "Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Concat", "Sum", "Mean"),
-    *("Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Where", "And", "Or", "Equal"),
+    *(
+        "Less",
+        "Greater",
+        "LessOrEqual",
+        "GreaterOrEqual",
+        "Where",
+        "ArgMax",
+        "ArgMin",
+        "And",
+        "Or",
+        "Equal",
+    ),
 }
 """Operators all of whose inputs are blobs; of the others, the first."""
 

@@ -57,9 +57,7 @@ _MALFORMED = (MalformedError, ArithmeticError, IndexError, MemoryError, ValueErr
 _HINTS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "export the network without control flow"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "only feed-forward networks are read"),
-    **dict.fromkeys(
-        ("NonMaxSuppression", "TopK", "ArgMax", "ArgMin", "NonZero", "RoiAlign"), _OUTSIDE
-    ),
+    **dict.fromkeys(("NonMaxSuppression", "TopK", "NonZero", "RoiAlign"), _OUTSIDE),
     **dict.fromkeys(
         ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
         "export the QDQ form",

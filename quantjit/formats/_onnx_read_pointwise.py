@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from quantjit.formats._onnx_read_call import Call, MalformedError, RefusedError, Translation
 from quantjit.ops import NoAttrs
 from quantjit.ops.activation import ClipAttrs, EluAttrs, HardAttrs, PowerAttrs, PReluAttrs
+from quantjit.ops.choose import ExtremeAttrs
 from quantjit.ops.curves import CurveAttrs
 from quantjit.ops.elementwise import BinaryAttrs
 from quantjit.ops.linear_codes import CodesAttrs
@@ -240,6 +241,18 @@ def _reduce(op: str) -> Translation:
     return translate
 
 
+def _extreme(op: str) -> Translation:
+    def translate(call: Call) -> None:
+        attrs = ExtremeAttrs(
+            call.integer("axis", 0),
+            bool(call.integer("keepdims", 1)),
+            bool(call.integer("select_last_index", 0)),
+        )
+        call.emit(op, attrs=attrs, kind="int64")
+
+    return translate
+
+
 # ------------------------------------------------------------------ types and codes
 
 
@@ -396,6 +409,8 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "Min": _variadic("minimum"),
     **{name: _comparison(op) for name, op in _COMPARISONS.items()},
     "Where": _where,
+    "ArgMax": _extreme("argmax"),
+    "ArgMin": _extreme("argmin"),
     "Mean": _mean,
     "Pow": _pow,
     "Identity": _identity,

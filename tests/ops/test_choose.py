@@ -3,6 +3,7 @@ import pytest
 from ops_runner import infer, normal, run
 
 from quantjit.errors import GraphError
+from quantjit.ops.choose import ExtremeAttrs
 
 COMPARISONS = {
     "less": lambda x, y: x < y,
@@ -34,6 +35,20 @@ def test_where_takes_no_part_of_the_other():
     found = run("where", [condition, chosen, other])
     np.testing.assert_array_equal(found, np.where(condition, chosen, other))
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_places_of_extremes(name, axis):
+    x = np.rint(normal(3, 4, 5))
+    found = run(name, [x], ExtremeAttrs(axis))
+    np.testing.assert_array_equal(found, getattr(np, name)(x, axis=axis, keepdims=True))
+    last = run(name, [x], ExtremeAttrs(axis, keep_dims=False, select_last=True))
+    best = (x.max if name == "argmax" else x.min)(axis=axis, keepdims=True)
+    places = np.arange(x.shape[axis]).reshape([-1 if i == axis % 3 else 1 for i in range(3)])
+    np.testing.assert_array_equal(last, np.where(x == best, places, -1).max(axis=axis))
+    with pytest.raises(GraphError, match="axis 3"):
+        infer(name, [x.shape], ExtremeAttrs(3))
 
 
 @pytest.mark.parametrize(
