@@ -29,21 +29,9 @@ OPERATORS = [
     *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape"),
     *("Size", "GroupNormalization", "LRN", "SpaceToDepth", "Expand", "Tile", "Sum", "Mean"),
     *("Selu", "Celu", "Softsign", "ThresholdedRelu", "Less", "Greater", "LessOrEqual"),
-    *(
-        "GreaterOrEqual",
-        "Equal",
-        "And",
-        "Or",
-        "Where",
-        "ArgMax",
-        "ArgMin",
-        "Softplus",
-        "Exp",
-        "Erf",
-        "Abs",
-        "Neg",
-    ),
-    *("Log", "Sqrt", "Floor", "Ceil", "Reciprocal", "Round", "Sign", "Sin", "Cos"),
+    *("GreaterOrEqual", "Equal", "And", "Or", "Where", "ArgMax", "ArgMin", "Softplus", "Exp"),
+    *("Erf", "Abs", "Neg", "Log", "Sqrt", "Floor", "Ceil", "Reciprocal", "Round", "Sign"),
+    *("Sin", "Cos"),
 ]
 
 _OF_BLOBS = {
@@ -54,8 +42,6 @@ _OF_BLOBS = {
         "LessOrEqual",
         "GreaterOrEqual",
         "Where",
-        "ArgMax",
-        "ArgMin",
         "And",
         "Or",
         "Equal",
