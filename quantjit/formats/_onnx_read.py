@@ -133,6 +133,7 @@ class _Reader:
         self._node_names: set[str] = set()
         self._node_name = ""
         self._read = {name for node in source.nodes for name in node.input} | set(source.outputs)
+        self._named = {name for node in source.nodes for name in (*node.input, *node.output)}
         self._context = checker.C.CheckerContext()
         self._context.ir_version = 10
         self._context.opset_imports = dict(source.opsets)
@@ -293,7 +294,7 @@ class _Reader:
     ) -> None:
         """Append a node, by default under the name of the ONNX node."""
         outputs = tuple(
-            output or self._fresh(f"{self._node_name}:output{index}", self.shapes)
+            output or self.unused(f"{self._node_name}:output{index}")
             for index, output in enumerate(outputs)
         )
         kept = {role: readonly(np.asarray(array)) for role, array in weights.items()}
@@ -309,14 +310,19 @@ class _Reader:
             self._kinds[blob] = kind
         self._nodes.append(node)
 
-    def _fresh(self, name: str, taken: Mapping[str, Any] | None = None) -> str:
-        """Return the name, with a number behind it where it is taken."""
-        names = self._node_names if taken is None else taken
+    def _fresh(self, name: str) -> str:
+        """Return a name for a node: this one, with a number behind it where it is taken."""
         found, number = name, 1
-        while found in names:
+        while found in self._node_names:
             found, number = f"{name}_{number}", number + 1
-        if taken is None:
-            self._node_names.add(found)
+        self._node_names.add(found)
+        return found
+
+    def unused(self, name: str) -> str:
+        """Return a name like this one that no blob has."""
+        found, number = name, 1
+        while found in self.shapes or found in self._named:
+            found, number = f"{name}_{number}", number + 1
         return found
 
     def alias(self, name: str, blob: str, kind: str) -> None:

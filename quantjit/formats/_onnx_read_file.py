@@ -26,6 +26,7 @@ OLDEST_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf, elements of a tensor
+_MOST_NODES = 200_000
 _INPUT_TYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -117,11 +118,32 @@ def _parse(path: Path) -> Any:
     if not model.HasField("graph"):
         raise FormatError(path, "", "an ONNX model", "no graph in it")
     if model.functions:
+        if _opened_size(model) > _MOST_NODES:
+            raise FormatError(
+                path, "", f"functions of at most {_MOST_NODES} nodes in all", "more when opened"
+            )
         try:
             model = inliner.inline_local_functions(model)
         except Exception as error:  # noqa: BLE001  # the inliner's C++ errors have no type of their own
             raise FormatError(path, "", "functions that can be inlined", str(error)) from None
     return model
+
+
+def _opened_size(model: Any) -> int:
+    """Nodes of the graph with its functions opened, as far as they are counted to the limit."""
+    bodies = {(item.domain, item.name): item.node for item in model.functions}
+    sizes = dict.fromkeys(bodies, 1)
+
+    def count(nodes: Any) -> int:
+        total = sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+        return min(total, _MOST_NODES + 1)
+
+    for _ in bodies:  # a function may call those that were counted in the round before
+        counted = {key: count(nodes) for key, nodes in bodies.items()}
+        if counted == sizes:
+            break
+        sizes = counted
+    return count(model.graph.node)
 
 
 def _opsets(path: Path, model: Any) -> dict[str, int]:

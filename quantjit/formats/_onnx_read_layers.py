@@ -149,7 +149,7 @@ def _layer_normalization(call: Call) -> None:
 def _layer_statistics(call: Call, axes: Shape, epsilon: float) -> None:
     """Compute the second and third output: the mean, and one over the standard deviation."""
     names = [*call.proto.output, ""][1:3]
-    mean = names[0] if call.wants(1) else f"{call.output()}:mean"
+    mean = names[0] if call.wants(1) else call.sink.unused(f"{call.output()}:mean")
     over = ReduceAttrs(axes)
     call.emit("reduce_mean", attrs=over, outputs=(mean,))
     if call.wants(2):

@@ -233,8 +233,8 @@ def _factor(node: Node) -> float | None:
     return 1 / number if node.attrs.constant_index == 1 and number else None
 
 
-def _product(net: _Net, node: Node) -> _Product | None:
-    """Write a node as a product, through the products that only it reads."""
+def _product(net: _Net, node: Node, depth: int = 3) -> _Product | None:
+    """Write a node as a product, through the products that only it reads, `depth` of them deep."""
     factor = _factor(node)
     if factor is None and (node.op != "mul" or len(node.inputs) != 2):
         return None
@@ -243,7 +243,7 @@ def _product(net: _Net, node: Node) -> _Product | None:
     nodes: list[Node] = []
     for blob in node.inputs:
         source = net.source(blob, node)
-        inner = None if source is None else _product(net, source)
+        inner = None if source is None or not depth else _product(net, source, depth - 1)
         if source is None or inner is None:
             blobs.append(blob)
         else:

@@ -149,8 +149,8 @@ def _constant_of(call: Call, index: int, blob: str) -> dict[str, NDArray[np.floa
     return {"constant": constant}
 
 
-def _combined(op: str, call: Call, *, last: str = "") -> None:
-    """Emit left-to-right combinations: of the blobs, then of each constant."""
+def _combined(op: str, call: Call, *, last: str = "") -> str:
+    """Emit left-to-right combinations: of the blobs, then of each constant; the last blob."""
     count = len(call.proto.input)
     blobs = [index for index in range(count) if call.value(index) is None]
     constants = [index for index in range(count) if call.value(index) is not None]
@@ -167,6 +167,7 @@ def _combined(op: str, call: Call, *, last: str = "") -> None:
         weights = _constant_of(call, index, found[0])
         suffix = last if not steps else f"step{index}"
         found = (call.emit(op, found, BinaryAttrs(1), weights, suffix=suffix),)
+    return found[0]
 
 
 def _variadic(op: str) -> Translation:
@@ -184,9 +185,9 @@ def _mean(call: Call) -> None:
     if count == 1:
         call.alias(call.blob())
         return
-    _combined("add", call, last="sum")
+    total = _combined("add", call, last="sum")
     weights = {"constant": np.array(1 / count, np.float32)}
-    call.emit("mul", (f"{call.output()}:sum",), BinaryAttrs(1), weights)
+    call.emit("mul", (total,), BinaryAttrs(1), weights)
 
 
 def _binary(op: str) -> Translation:

@@ -212,6 +212,53 @@ def test_sparse_and_text_constants(tmp_path):
     refused(tmp_path, model, "Constant.*no dense tensor")
 
 
+def model_of_functions(bodies):
+    """A model that calls the first of these functions; bodies: name -> names that it calls."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for name, calls in bodies.items():
+        blobs = ["a", *(f"b{index}" for index in range(1, len(calls))), "z"]
+        nodes = [
+            helper.make_node(call, [source], [target], domain="own" if call in bodies else "")
+            for call, source, target in zip(calls, blobs, blobs[1:], strict=False)
+        ]
+        functions.append(helper.make_function("own", name, ["a"], ["z"], nodes, opsets))
+    graph = helper.make_graph(
+        [helper.make_node(next(iter(bodies)), ["x"], ["y"], domain="own")],
+        "calls",
+        [helper.make_tensor_value_info("x", 1, [1, 3])],
+        [helper.make_tensor_value_info("y", 1, None)],
+    )
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+
+
+def test_functions_that_call_themselves_or_grow_without_measure(tmp_path):
+    fine = {"F0": ["F1", "F1"], "F1": ["Relu", "Neg"]}
+    graph = formats.load(saved(tmp_path, model_of_functions(fine)))
+    assert [node.op for node in graph.nodes] == ["relu", "neg"] * 2
+    refused(tmp_path, model_of_functions({"F": ["F"]}), "inlined, found Cycle")
+    growing = {f"F{level}": [f"F{level + 1}"] * 8 for level in range(20)} | {"F20": ["Relu"]}
+    refused(tmp_path, model_of_functions(growing), "more when opened")
+
+
+def test_long_chains_are_no_matter(tmp_path):
+    count = 1500
+    names = ["x", *(f"b{index}" for index in range(count))]
+    nodes = [
+        helper.make_node("Mul", [source, "c"], [target])
+        for source, target in zip(names, names[1:], strict=False)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", 1, [1, 3])],
+        [helper.make_tensor_value_info(names[-1], 1, None)],
+        [numpy_helper.from_array(np.float32(1.01), "c")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert len(formats.load(saved(tmp_path, model)).nodes) == count
+
+
 # ------------------------------------------------------------------ external data
 
 
