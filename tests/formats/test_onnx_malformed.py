@@ -1,6 +1,7 @@
 """ONNX files that are broken, hostile or incomplete: always one of our errors, never a crash."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import onnx
@@ -246,7 +247,7 @@ def test_long_chains_are_no_matter(tmp_path):
     names = ["x", *(f"b{index}" for index in range(count))]
     nodes = [
         helper.make_node("Mul", [source, "c"], [target])
-        for source, target in zip(names, names[1:], strict=False)
+        for source, target in itertools.pairwise(names)
     ]
     graph = helper.make_graph(
         nodes,
