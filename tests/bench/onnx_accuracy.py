@@ -91,7 +91,7 @@ def main():
     expected = scores(model, tested)
     row("float", "", expected, expected, labels)
     with tempfile.TemporaryDirectory() as folder:
-        for method, blobs, weights in OURS if "--theirs" not in sys.argv else ():
+        for method, blobs, weights in OURS:
             made = Path(folder) / "ours_quantized.onnx"
             settings = Settings(blobs, weights, "mix", target="onnx")
             pipeline.run(

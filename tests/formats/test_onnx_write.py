@@ -13,6 +13,7 @@ from quantjit.executor import Executor, infer_shapes
 from quantjit.graph import Blob, Graph, Node
 from quantjit.ops import NoAttrs
 from quantjit.ops.activation import ClipAttrs, EluAttrs, HardAttrs, PowerAttrs, PReluAttrs
+from quantjit.ops.choose import ExtremeAttrs
 from quantjit.ops.concat import ConcatAttrs, ShuffleAttrs, SplitAttrs
 from quantjit.ops.convolution import ConvolutionAttrs
 from quantjit.ops.curves import CurveAttrs
@@ -289,6 +290,8 @@ CASES = {
         single("gather", GatherAttrs(1), weights={"indices": [[2, 0], [-1, 1]]}),
         single("gather", GatherAttrs(0, True, False), ((3,),), weights={"data": noise(9, 2)}),
     ],
+    "argmax": [single("argmax", ExtremeAttrs(1)), single("argmax", ExtremeAttrs(-1, False, True))],
+    "argmin": [single("argmin", ExtremeAttrs(2, False))],
     "tile": [single("tile", TileAttrs((2, 1, 3))), single("tile", TileAttrs((2, 3)), ((4,),))],
     "upsample": [
         single("upsample", UpsampleAttrs(mode, 2.0, 1.5, align))
