@@ -18,6 +18,7 @@ from quantjit.ops.convolution import ConvolutionAttrs
 from quantjit.ops.elementwise import BinaryAttrs
 from quantjit.ops.inner_product import InnerProductAttrs
 from quantjit.ops.pooling import PoolingAttrs
+from quantjit.ops.resize import UpsampleAttrs
 from quantjit.quant import NodeQuant, QuantParams
 
 RNG = np.random.default_rng(5)
@@ -163,6 +164,15 @@ def test_concat_requantizes_each_part():
     reals = (parts[0].astype(np.float32) - 3) * np.float32(0.1)
     np.testing.assert_array_equal(found[:, :3], oracle.round_even(reals / np.float32(0.4), -128))
     np.testing.assert_array_equal(found[:, 3:], parts[1])
+
+
+def test_upsample_keeps_zero_points():
+    x = codes(1, 2, 3, 3)
+    source, target = QuantParams(0.1, 7), QuantParams(0.2, -30)
+    found = run("upsample", (x,), (source,), target, UpsampleAttrs("nearest", 2.0, 2.0))
+    reals = (x.astype(np.float32) - 7) * np.float32(0.1)
+    expected = oracle.round_even(reals / np.float32(0.2), -30)
+    np.testing.assert_array_equal(found, expected.repeat(2, axis=2).repeat(2, axis=3))
 
 
 @pytest.mark.parametrize(
