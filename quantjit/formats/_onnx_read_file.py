@@ -117,6 +117,9 @@ def _parse(path: Path) -> Any:
         raise FormatError(path, "", "an ONNX model", f"no protobuf of one ({error})") from None
     if not model.HasField("graph"):
         raise FormatError(path, "", "an ONNX model", "no graph in it")
+    wrong = next((name for name in _texts(model) if isinstance(name, bytes)), None)
+    if wrong is not None:
+        raise FormatError(path, "", "names in UTF-8", repr(wrong))
     if model.functions:
         if _opened_size(model) > _MOST_NODES:
             raise FormatError(
@@ -127,6 +130,16 @@ def _parse(path: Path) -> Any:
         except Exception as error:  # noqa: BLE001  # the inliner's C++ errors have no type of their own
             raise FormatError(path, "", "functions that can be inlined", str(error)) from None
     return model
+
+
+def _texts(model: Any) -> Iterator[str | bytes]:
+    """Yield the names in a model; protobuf gives bytes where they are not UTF-8."""
+    graph = model.graph
+    yield from (item.domain for item in model.opset_import)
+    yield from (item.name for item in (*graph.initializer, *graph.input, *graph.output))
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (item.name for item in node.attribute)
 
 
 def _opened_size(model: Any) -> int:
@@ -148,6 +161,9 @@ def _opened_size(model: Any) -> int:
 
 def _opsets(path: Path, model: Any) -> dict[str, int]:
     found = {item.domain: int(item.version) for item in model.opset_import}
+    wrong = [version for version in found.values() if not 0 < version <= _LARGEST]
+    if wrong:
+        raise FormatError(path, "", "positive versions of operator sets", str(wrong[0]))
     opset = max((found.get(domain, 0) for domain in DEFAULT_DOMAINS), default=0)
     newest = onnx.defs.onnx_opset_version()
     if not opset:

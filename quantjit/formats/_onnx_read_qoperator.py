@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from quantjit.formats._onnx_read_file import Source
+from quantjit.errors import FormatError
+from quantjit.formats._onnx_read_file import Source, place_of
 from quantjit.graph import Array
 
 _MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
@@ -44,7 +45,7 @@ class _Rewriter:
         self.reals: dict[str, str] = {
             str(node.input[0]): str(node.output[0])
             for node in source.nodes
-            if node.op_type == "DequantizeLinear"
+            if node.op_type == "DequantizeLinear" and node.input and node.output
         }
         self.taken = {name for node in source.nodes for name in (*node.input, *node.output)}
         self.taken |= {blob.name for blob in source.inputs}
@@ -64,7 +65,15 @@ class _Rewriter:
                 self.params[node.output[0]] = (node.input[1], node.input[2])
             if node.op_type == "DequantizeLinear" and node.output[0] in self.written:
                 continue
-            writers.get(node.op_type, self.nodes.append)(node)
+            try:
+                writers.get(node.op_type, self.nodes.append)(node)
+            except (LookupError, ValueError, TypeError):  # from unpacking what is not there
+                raise FormatError(
+                    self.source.path,
+                    place_of(node),
+                    "inputs that fit its operator",
+                    f"{len(node.input)} that do not, or that are no constants",
+                ) from None
         return replace(self.source, nodes=tuple(self.nodes), constants=self.constants)
 
     # -------------------------------------------------------------- names and conversions

@@ -83,6 +83,19 @@ def test_truncated(tmp_path, share):
     refused(tmp_path, CONTENT[: int(len(CONTENT) * share)], "expected")
 
 
+def test_names_that_are_no_text(tmp_path):
+    content = CONTENT.replace(b"target", b"tar\xff\xfet")
+    assert content != CONTENT
+    refused(tmp_path, content, "names in UTF-8")
+
+
+@pytest.mark.parametrize("version", [-1, 2**40])
+def test_versions_of_other_operator_sets(tmp_path, version):
+    model = small_model()
+    model.opset_import.append(helper.make_opsetid("other", version))
+    refused(tmp_path, model, "versions of operator sets")
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(FormatError, match="a readable file"):
         formats.load(tmp_path / "none.onnx")
