@@ -373,7 +373,7 @@ def run(
     """
     inputs = inputs or Inputs()
     graph = read(proto, model, shapes)
-    if graph.is_quantized:
+    if _is_quantized(graph):
         raise FormatError(proto, "", "a float network", "one that is quantized already")
     known = read_labels(labels) if labels is not None else None
     if not output.parent.is_dir():
@@ -422,6 +422,11 @@ def run(
     )
 
 
+def _is_quantized(graph: Graph) -> bool:
+    """Whether a network is int8, or float that imitates codes."""
+    return graph.is_quantized or any(node.op == "quantize_linear" for node in graph.nodes)
+
+
 def _fitted(graph: Graph, target: str) -> tuple[Graph, tuple[str, ...]]:
     """Return a float network in the words of a format, and what had to be said otherwise."""
     if target == "tnn":
@@ -460,7 +465,7 @@ def convert(
     source: the .onnx or .tnnproto; weights: its .tnnmodel.  target: the .onnx or .tnnproto.
     """
     graph = formats.load(source, weights, shapes=shapes)
-    if graph.is_quantized:
+    if _is_quantized(graph):
         raise FormatError(
             source, "", "a float network", "a quantized one", "formats differ in their arithmetic"
         )

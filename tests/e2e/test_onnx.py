@@ -230,6 +230,30 @@ def test_converting_what_is_quantized_or_nowhere_is_refused(here, tmp_path, caps
     assert "-o/--output" in err
 
 
+def test_codes_that_are_imitated_in_float_are_quantized_already(here, tmp_path, capsys):
+    onnx.save(_codes_as_onnx((1, 3, 12, 12)), tmp_path / "codes.onnx")
+    code, _, err = run(capsys, "quantize", tmp_path / "codes.onnx", *common(here)[1:])
+    assert code == 3
+    assert "quantized already" in err
+
+
+def _codes_as_onnx(shape):
+    """16-bit codes: a QuantizeLinear that int8 graphs do not have."""
+    helper = onnx.helper
+    scale = onnx.numpy_helper.from_array(np.float32(0.1), "scale")
+    zero = onnx.numpy_helper.from_array(np.int16(0), "zero")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["data", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["out"]),
+    ]
+    blobs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("data", "out")
+    ]
+    made = helper.make_graph(nodes, "codes", blobs[:1], blobs[1:], [scale, zero])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
 def test_a_network_that_cannot_tell_its_inputs_apart_is_doubted(here, capsys):
     argv = [here / "net.onnx", "-i", here / "images"]
     code, out, _ = run(capsys, "quantize", *argv, "-s", "1/100000")
