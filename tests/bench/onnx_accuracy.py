@@ -7,6 +7,7 @@ onnxruntime with its quantizer.  Both sides: QDQ, uint8 blobs, int8 weights with
 the same preprocessed images.
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -106,16 +107,17 @@ def main():
             row("quantjit", method, scores(made, tested), expected, labels)
         for method, calibrate in THEIRS.items():
             made = Path(folder) / "theirs.onnx"
-            quantize_static(
-                str(model),
-                str(made),
-                Reader(arrays(calibration)),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                calibrate_method=calibrate,
-            )
+            with contextlib.redirect_stdout(sys.stderr):
+                quantize_static(
+                    str(model),
+                    str(made),
+                    Reader(arrays(calibration)),
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    calibrate_method=calibrate,
+                )
             row("onnxruntime", method, scores(made, tested), expected, labels)
 
 
