@@ -28,37 +28,50 @@ quantjit {__version__}: post-training int8 quantization of convolutional network
 
 usage: quantjit COMMAND [OPTIONS]
 
-  quantize   a float TNN model and sample inputs become an int8 TNN model, verified
+  quantize   a float ONNX or TNN model and sample inputs become an int8 model, verified
   verify     run an int8 model beside its float one and compare them layer by layer
   inspect    layers, shapes, MACs, and which layers would run in int8
+  convert    a float model from ONNX to TNN or back
   demo       quantize the network that comes with quantjit, on its own images
 
   quantjit COMMAND --help lists the options of a command.
 
 examples
   quantjit demo
+  quantjit quantize net.onnx -i images/ --preset imagenet-torch -o net
   quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -n 104,117,123 -r bgr -o net
   quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -s 1/127 -n 128 -b 2 -w 1 -t 0
-  quantjit inspect -p net.tnnproto
+  quantjit inspect net.onnx
+  quantjit convert net.onnx net.tnnproto
 """
 
 _EXAMPLES = {
     "quantize": """\
-example:
+examples:
+  quantjit quantize net.onnx -i images/ --preset imagenet-torch -o net
   quantjit quantize -p net.tnnproto -m net.tnnmodel -i images/ -n 104,117,123 -r bgr -o net
-writes net_quantized.tnnproto and net_quantized.tnnmodel, reads them back, runs them beside the
-float network and prints how close they are. Images become (pixel - bias) * scale in the order of
-the network's channels; EXIF orientation is ignored, as TNN does.
+writes net_quantized.onnx, or net_quantized.tnnproto and net_quantized.tnnmodel, reads it back,
+runs it beside the float network and prints how close they are. Images become
+(pixel - bias) * scale in the order of the network's channels; EXIF orientation is ignored.
 """,
     "verify": """\
-example:
+examples:
+  quantjit verify net.onnx net_quantized.onnx -i images/ --preset imagenet-torch
   quantjit verify -p net.tnnproto --quantized-proto net_quantized.tnnproto -i images/ --limit 32
-runs both networks, the int8 one in TNN's integer arithmetic.
+runs both networks, the int8 one in the integer arithmetic of its target: TNN's or onnxruntime's.
 """,
     "inspect": """\
-example:
+examples:
+  quantjit inspect net.onnx
   quantjit inspect -p net.tnnproto -m net.tnnmodel
 the .tnnmodel may be missing: the structure alone is enough.
+""",
+    "convert": """\
+examples:
+  quantjit convert net.onnx net.tnnproto
+  quantjit convert net.tnnproto net.onnx
+in float; the written network is read back and compared on a random input, and what the other format
+says otherwise is listed.
 """,
     "demo": "",
 }
@@ -80,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quantize": _quantize,
         "verify": _verify,
         "inspect": _inspect,
+        "convert": _convert,
         "demo": _demo,
     }
     name, *rest = arguments
@@ -138,11 +152,23 @@ def _parser(name: str, options: Any, program: str = "") -> Any:
     )
 
 
-def _parse(name: str, options: Any, argv: Sequence[str], need: Sequence[str], program: str) -> Any:
+def _parse(
+    name: str,
+    options: Any,
+    argv: Sequence[str],
+    need: Sequence[str],
+    program: str,
+    first: Sequence[str] = ("-p",),
+) -> Any:
+    """Parse options; `first`: the flags that leading words without one stand for."""
     from quantjit.options import required
 
     parser = _parser(name, options, program)
-    parsed = parser.parse_args(list(argv))
+    words = list(argv)
+    leading = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    count = min(leading, len(first))
+    flagged = [part for pair in zip(first, words[:count], strict=False) for part in pair]
+    parsed = parser.parse_args([*flagged, *words[count:]])
     missing = required(parsed, *need)
     if missing:
         parser.error(f"{missing} is required")
@@ -153,17 +179,23 @@ def _parse(name: str, options: Any, argv: Sequence[str], need: Sequence[str], pr
 
 def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> int:
     from quantjit import report
+    from quantjit.formats import format_of
     from quantjit.options import QuantizeOptions
     from quantjit.pipeline import run
     from quantjit.quantizer import Settings
 
     given = _parse("quantize", options or QuantizeOptions, argv, ("proto", "input_path"), program)
+    target = given.format or format_of(given.proto).name
     settings = Settings(
         given.blob_method,
         given.weight_method,
         given.merge_type,
         given.compat == "tnn",
         given.float_layers,
+        target,
+        given.symmetric,
+        given.exclude,
+        given.activations,
     )
     with Progress(quiet=given.quiet) as progress:
         result = run(
@@ -172,12 +204,15 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             given.input_path,
             settings,
             inputs=_inputs(given),
-            output=Path(f"{given.output}_quantized.tnnproto"),
+            output=Path(f"{given.output}_quantized.{'onnx' if target == 'onnx' else 'tnnproto'}"),
             labels=given.labels,
             verify_inputs=given.verify,
             nonfinite=given.nonfinite,
             jobs=given.jobs,
             on_progress=progress.update,
+            shapes=given.input_shape,
+            form=given.form,
+            float_fallback=given.float_fallback,
         )
     if given.table:
         result.table.save(given.table)
@@ -201,7 +236,7 @@ def _verify(argv: Sequence[str]) -> int:
     from quantjit.options import VerifyOptions
 
     need = ("proto", "input_path", "quantized_proto")
-    given = _parse("verify", VerifyOptions, argv, need, "")
+    given = _parse("verify", VerifyOptions, argv, need, "", ("-p", "--quantized-proto"))
     with Progress(quiet=given.quiet) as progress:
         comparison = pipeline.verify_files(
             (given.proto, given.model),
@@ -211,25 +246,39 @@ def _verify(argv: Sequence[str]) -> int:
             labels=given.labels,
             jobs=given.jobs,
             on_progress=progress.update,
+            shapes=given.input_shape,
         )
     if given.nodes_table:
         report.save_nodes(comparison, given.nodes_table)
     if not given.quiet:
         report.print_comparison(_console(), comparison)
+        report.print_warning(_console(), comparison)
     return _gate(comparison, given.min_sqnr)
 
 
 def _inspect(argv: Sequence[str]) -> int:
     from quantjit import pipeline, report
+    from quantjit.formats import format_of
     from quantjit.options import InspectOptions
     from quantjit.quantizer import Settings
     from quantjit.table import save_frame
 
     given = _parse("inspect", InspectOptions, argv, ("proto",), "")
-    inspection = pipeline.inspect(given.proto, given.model, Settings(merge=given.merge_type))
+    settings = Settings(merge=given.merge_type, target=given.format or format_of(given.proto).name)
+    inspection = pipeline.inspect(given.proto, given.model, settings, given.input_shape)
     if given.nodes_table:
         save_frame(report.inspection_frame(inspection), given.nodes_table)
     report.print_inspection(_console(), inspection)
+    return 0
+
+
+def _convert(argv: Sequence[str]) -> int:
+    from quantjit import pipeline, report
+    from quantjit.options import ConvertOptions
+
+    given = _parse("convert", ConvertOptions, argv, ("proto", "output"), "", ("-p", "-o"))
+    made = pipeline.convert(given.proto, given.model, given.output, shapes=given.input_shape)
+    report.print_conversion(_console(), made)
     return 0
 
 
@@ -248,8 +297,10 @@ def _demo(argv: Sequence[str]) -> int:
 
 def _inputs(given: Any) -> Any:
     from quantjit.dataset import Preprocess
+    from quantjit.options import with_preset
     from quantjit.pipeline import Inputs
 
+    given = with_preset(given)
     preprocess = Preprocess(
         bias=given.bias,
         scale=given.scale,

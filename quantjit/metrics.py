@@ -18,6 +18,8 @@ from quantjit.ops import Shape
 from quantjit.passes.lower import lower
 from quantjit.quant import QuantParams
 
+_SUM_TOLERANCE = 1e-3  # of the sum of a softmax
+
 EXACT_SQNR = 200.0
 """dB reported where nothing differs."""
 
@@ -56,7 +58,8 @@ class Comparison:
     nodes: in order of execution, those whose blob exists in both networks.  outputs: error of each
     network output.  sqnr: dB over all outputs together.  images: inputs compared.  agreement: share
     of inputs with the same top-1, None without a classifying output.  float_top1, int8_top1: share
-    right, None without labels.
+    right, None without labels.  doubt: the mean entropy of the float network's softmax over that of
+    a uniform one, near 1 where it cannot tell its inputs apart; None without a classifying output.
     """
 
     nodes: tuple[NodeError, ...]
@@ -66,6 +69,7 @@ class Comparison:
     agreement: float | None = None
     float_top1: float | None = None
     int8_top1: float | None = None
+    doubt: float | None = None
 
     def worst(self, count: int = 5) -> list[NodeError]:
         """Return the int8 nodes that lose the most against their own inputs, worst first."""
@@ -83,12 +87,14 @@ class ImageResult:
     """What one input contributes.
 
     sums: blob -> float64 (5,), see `quantjit.kernels.compare`.  top1: class index by float and by
-    int8 for each row of the batch, empty without a classifying output.
+    int8 for each row of the batch, empty without a classifying output.  doubt: of each row, see
+    `Comparison`.
     """
 
     sums: Mapping[str, NDArray[np.float64]]
     float_top1: tuple[int, ...]
     int8_top1: tuple[int, ...]
+    doubt: tuple[float, ...] = ()
 
 
 def classifying_output(graph: Graph, shapes: Mapping[str, Shape]) -> str | None:
@@ -103,6 +109,21 @@ def classifying_output(graph: Graph, shapes: Mapping[str, Shape]) -> str | None:
 def top1(scores: Array) -> tuple[int, ...]:
     """Class index of the largest score of each row; the first of equals."""
     return tuple(int(i) for i in scores.reshape(len(scores), -1).argmax(axis=1))
+
+
+def doubt(scores: Array) -> tuple[float, ...]:
+    """Entropy of the softmax of each row over that of a uniform one, 0 to 1.
+
+    Rows that are not negative and sum to 1 are taken as a softmax already.
+    """
+    rows = scores.reshape(len(scores), -1).astype(np.float64)
+    shares = np.exp(rows - rows.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    is_softmax = (rows.min(axis=1) >= 0) & (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE)
+    shares[is_softmax] = rows[is_softmax]
+    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy = -(shares * logarithms).sum(axis=1) / math.log(rows.shape[1])
+    return tuple(float(value) for value in entropy)
 
 
 class Comparer:
@@ -135,7 +156,8 @@ class Comparer:
             sums[f"output:{name}"] = _sums(expected[name], found[name], None)
         if self._classes is None:
             return ImageResult(sums, (), ())
-        return ImageResult(sums, top1(expected[self._classes]), top1(found[self._classes]))
+        scores = expected[self._classes]
+        return ImageResult(sums, top1(scores), top1(found[self._classes]), doubt(scores))
 
 
 def _sums(
@@ -183,11 +205,13 @@ def combine(
     totals: dict[str, NDArray[np.float64]] = {}
     float_top1: list[int] = []
     int8_top1: list[int] = []
+    doubts: list[float] = []
     inputs = 0
     for result in results:
         inputs += 1
         float_top1 += result.float_top1
         int8_top1 += result.int8_top1
+        doubts += result.doubt
         for blob, sums in result.sums.items():
             total = totals.setdefault(blob, np.zeros(5, np.float64))
             largest = max(total[compare.LARGEST], sums[compare.LARGEST])
@@ -215,6 +239,7 @@ def combine(
         agreement,
         right_float,
         right_int8,
+        float(np.mean(doubts)) if doubts else None,
     )
 
 

@@ -110,8 +110,8 @@ def blob_scale(stats: BlobStats, solver: BlobSolver, *, symmetric: bool) -> Quan
     threshold = absmax
     if solver.threshold is not None:
         threshold = min(float(solver.threshold(stats, codes)[0]), absmax)
-    elif solver.symmetric:
-        threshold = min(float(solver.solve(stats).scale[0]) * _HIGHEST, absmax)
+    elif solver.symmetric:  # decides the step for 127 codes; further ones go to the tail
+        threshold = min(float(solver.solve(stats).scale[0]) * codes, absmax)
     if symmetric:
         return QuantParams(threshold / codes)
     lowest, highest = max(lowest, -threshold), min(highest, threshold)

@@ -5,13 +5,31 @@ The short flags are those of TNN's ``quantization_cmd``.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from quantjit import solvers
 from quantjit.dataset import parse_numbers
-from quantjit.quantizer import MERGES
+from quantjit.quantizer import ACTIVATIONS, MERGES, TARGETS
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "imagenet-torch": {
+        "bias": (123.675, 116.28, 103.53),
+        "scale": (1 / 58.395, 1 / 57.12, 1 / 57.375),
+        "reverse_channel": "rgb",
+        "resize": "crop",
+    },
+    "imagenet-caffe": {
+        "bias": (103.939, 116.779, 123.68),
+        "scale": (1.0,),
+        "reverse_channel": "bgr",
+        "resize": "crop",
+    },
+    "tf": {"bias": (127.5,), "scale": (1 / 127.5,), "reverse_channel": "rgb", "resize": "crop"},
+    "unit": {"bias": (0.0,), "scale": (1 / 255,), "reverse_channel": "rgb"},
+}
+"""Preprocessing by name: what the networks of a framework are usually trained with."""
 
 
 def _choice(names: Mapping[str, str]) -> Any:
@@ -68,6 +86,20 @@ def _count(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """Parse ``name:1,3,224,224``, several separated by ``;``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in text.split(";"):
+        name, _, sizes = part.strip().rpartition(":")
+        words = sizes.replace("x", ",").split(",")
+        if not name or not all(word.strip().isdigit() and int(word) for word in words):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no input shape: give name:1,3,224,224, several separated by ';'"
+            )
+        shapes[name] = tuple(int(word) for word in words)
+    return shapes
 
 
 def _listing(known: Mapping[str, Any]) -> str:
@@ -133,10 +165,22 @@ class ModelOptions:
     """Which network."""
 
     proto: Optional[Path] = option(
-        None, "the .tnnproto of the float network (required)", "-p", "--proto", type=Path
+        None,
+        "the float network, .onnx or .tnnproto (required; may stand first, without -p)",
+        "-p",
+        "--proto",
+        type=Path,
     )
     model: Optional[Path] = option(
-        None, "its .tnnmodel (default: the proto's name)", "-m", "--model", type=Path
+        None, "the .tnnmodel of a .tnnproto (default: its name)", "-m", "--model", type=Path
+    )
+    input_shape: Optional[dict[str, tuple[int, ...]]] = option(
+        None,
+        "shape of an input whose size the file leaves open, name:1,3,224,224; several are "
+        "separated by ';'",
+        "--input-shape",
+        type=_shapes,
+        metavar="SHAPES",
     )
 
 
@@ -153,6 +197,12 @@ class InputOptions:
         "--input-path",
         "--input",
         type=Path,
+    )
+    preset: Optional[str] = option(
+        None,
+        f"preprocessing by name: {', '.join(PRESETS)}; -n, -s, -r and --resize given beside it win",
+        "--preset",
+        choices=tuple(PRESETS),
     )
     bias: tuple[float, ...] = option(
         (0.0,),
@@ -254,9 +304,46 @@ class MethodOptions:
     merge_type: str = _merge_type("mix")
     output: str = option(
         "model",
-        "writes OUTPUT_quantized.tnnproto and OUTPUT_quantized.tnnmodel (default model)",
+        "writes OUTPUT_quantized.onnx, or OUTPUT_quantized.tnnproto and .tnnmodel (default model)",
         "-o",
         "--output",
+    )
+    format: Optional[str] = option(
+        None,
+        "format to write: onnx or tnn (default: that of the input)",
+        "--format",
+        choices=TARGETS,
+    )
+    form: str = option(
+        "qdq",
+        "of an int8 ONNX file: qdq (QuantizeLinear and DequantizeLinear around float layers), or "
+        "qoperator (QLinearConv and the like) (default qdq)",
+        "--form",
+        choices=("qdq", "qoperator"),
+    )
+    activations: str = option(
+        "uint8",
+        "type of blobs in an ONNX file: uint8, for which onnxruntime has int8 kernels on x86 and "
+        "ARM, or int8 (default uint8)",
+        "--activations",
+        choices=ACTIVATIONS,
+    )
+    symmetric: bool = option(
+        False, "ONNX: zero points of blobs are 0 (of int8 codes), as TensorRT needs", "--symmetric"
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "keep nodes in float, by name, by op (as inspect shows it) or by pattern (block?/*), "
+        "separated by commas",
+        "--exclude",
+        type=_names,
+        metavar="NODES",
+    )
+    float_fallback: bool = option(
+        False,
+        "ONNX: layers with multiplications that have no int8 form stay float, instead of an error "
+        "that names them",
+        "--float-fallback",
     )
     float_layers: tuple[str, ...] = option(
         (),
@@ -309,11 +396,15 @@ class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
     """Options of `quantjit verify`."""
 
     quantized_proto: Optional[Path] = option(
-        None, "the .tnnproto of the int8 network (required)", "--quantized-proto", type=Path
+        None,
+        "the int8 network, .onnx or .tnnproto (required; may stand second)",
+        "--quantized-proto",
+        "--quantized",
+        type=Path,
     )
     quantized_model: Optional[Path] = option(
         None,
-        "its .tnnmodel (default: the proto's name)",
+        "the .tnnmodel of a .tnnproto (default: its name)",
         "--quantized-model",
         type=Path,
     )
@@ -324,8 +415,27 @@ class InspectOptions(ModelOptions):
     """Options of `quantjit inspect`."""
 
     merge_type: str = _merge_type("mix")
+    format: Optional[str] = option(
+        None,
+        "format that would be written: onnx or tnn (default: that of the input)",
+        "--format",
+        choices=TARGETS,
+    )
     nodes_table: Optional[Path] = option(
         None, "write the table as .csv or .parquet", "--nodes-table", type=Path, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class ConvertOptions(ModelOptions):
+    """Options of `quantjit convert`."""
+
+    output: Optional[Path] = option(
+        None,
+        "the .onnx or .tnnproto to write (required; may stand second)",
+        "-o",
+        "--output",
+        type=Path,
     )
 
 
@@ -351,3 +461,16 @@ def required(options: ModelOptions, *names: str) -> Optional[str]:
             flags: list[str] = item.metadata["args"]
             return "/".join(flags[:2])
     return None
+
+
+def with_preset(options: InputOptions) -> InputOptions:
+    """Return the options with what their preset says where they say nothing themselves."""
+    if options.preset is None:
+        return options
+    defaults = {item.name: item.default for item in fields(InputOptions)}
+    given = {
+        name: value
+        for name, value in PRESETS[options.preset].items()
+        if getattr(options, name) == defaults[name]
+    }
+    return replace(options, **given)

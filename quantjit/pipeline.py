@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from quantjit.graph import Array, Graph
 from quantjit.kernels.compare import count_nonfinite
 from quantjit.metrics import Comparer, Comparison, ImageResult
 from quantjit.ops import Shape
+from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
@@ -86,7 +87,7 @@ class Quantization:
 
     graph: the float network with its activations fused; quantized: the int8 one as read back from
     `paths`; skipped: input files that could not be read, with the reason; comparison: None when
-    nothing was verified.
+    nothing was verified; notes: what the format of `paths` says otherwise than the network's own.
     """
 
     graph: Graph
@@ -98,6 +99,19 @@ class Quantization:
     paths: tuple[Path, ...]
     source_bytes: int
     target_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What `convert` made: the files, what they say otherwise, and how far they are off.
+
+    difference: the largest one at the outputs, over the largest output, on one random input.
+    """
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
+    difference: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +145,24 @@ class Inspection:
 # ------------------------------------------------------------------ the steps
 
 
-def read(path: Path, weights: Path | None = None) -> Graph:
+def read(
+    path: Path, weights: Path | None = None, shapes: Mapping[str, Shape] | None = None
+) -> Graph:
     """Read a network for work on one input at a time: the batch dimension becomes 1."""
-    return _one_at_a_time(formats.load(path, weights))
+    return _one_at_a_time(formats.load(path, weights, shapes=shapes))
 
 
-def load(path: str | Path, weights: str | Path | None = None) -> Graph:
+def load(
+    path: str | Path,
+    weights: str | Path | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Graph:
     """Read a network for the steps below: batch 1, activations fused into their convolutions.
 
-    path: the .tnnproto; weights: its .tnnmodel, by default the same name.
+    path: the .onnx or .tnnproto; weights: its .tnnmodel, by default the same name.  shapes: of
+    inputs by name, in place of what the file says.
     """
-    return fuse_activation(read(Path(path), None if weights is None else Path(weights)))
+    return fuse_activation(read(Path(path), None if weights is None else Path(weights), shapes))
 
 
 def _one_at_a_time(graph: Graph) -> Graph:
@@ -255,7 +276,7 @@ def verify(
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Comparison:
-    """Run both networks on every input, the int8 one in TNN's integer arithmetic, and compare.
+    """Run both networks on every input, the int8 one in its target's arithmetic, and compare.
 
     labels: file name -> class index; every input must be in it.
     """
@@ -340,26 +361,42 @@ def run(
     nonfinite: str = "fail",
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
+    shapes: Mapping[str, Shape] | None = None,
+    form: str = "qdq",
+    float_fallback: bool = True,
 ) -> Quantization:
-    """Quantize a TNN network: read, calibrate, solve, quantize, write, read back and verify.
+    """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
 
-    output: the .tnnproto to write; its .tnnmodel goes beside it.  labels: CSV of file,label.
-    verify_inputs: how many of the inputs are compared, spread evenly over them; 0 for none.
+    proto: the .onnx or .tnnproto.  output: the .onnx, or the .tnnproto whose .tnnmodel goes beside
+    it; its format must be the settings' target.  labels: CSV of file,label.  verify_inputs: how
+    many of the inputs are compared, spread evenly over them; 0 for none.  shapes: of inputs by
+    name.  form: of an int8 ONNX file, "qdq" or "qoperator".  float_fallback: False refuses a
+    network for ONNX in which a layer with multiplications has no int8 form.
     """
     inputs = inputs or Inputs()
-    graph = read(proto, model)
-    if graph.is_quantized:
+    graph = read(proto, model, shapes)
+    if _is_quantized(graph):
         raise FormatError(proto, "", "a float network", "one that is quantized already")
     known = read_labels(labels) if labels is not None else None
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent}: no such folder to write to")
+    if (output.suffix.lower() == ".onnx") != (settings.target == "onnx"):
+        raise UsageError(f"{output}: a network for {settings.target} cannot be written under it")
+    graph, notes = _fitted(graph, settings.target)
     graph = fuse_activation(graph)
+    if not float_fallback:
+        _refuse_stuck(graph, settings)
     dataset = inputs.open(input_path, graph)
     calibration = calibrate(
         graph, dataset, settings, jobs=jobs, nonfinite=nonfinite, on_progress=on_progress
     )
     table = quantizer.solve(graph, calibration.stats, settings)
-    paths = formats.save(quantizer.quantize(graph, table, settings), output)
+    options: dict[str, Any] = {}
+    if settings.target == "onnx":
+        facts = {"method": str(settings), "calibration": dataset.fingerprint()}
+        metadata = {f"quantjit.{key}": value for key, value in facts.items()}
+        options = {"form": form, "metadata": metadata}
+    paths = formats.save(quantizer.quantize(graph, table, settings), output, **options)
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
     if verify_inputs:
@@ -372,7 +409,7 @@ def run(
             jobs=jobs,
             on_progress=on_progress,
         )
-    sources = (proto, model or proto.with_suffix(".tnnmodel"))
+    sources = formats.files_of(proto, model)
     return Quantization(
         graph,
         quantized,
@@ -383,7 +420,78 @@ def run(
         paths,
         sum(path.stat().st_size for path in sources),
         sum(path.stat().st_size for path in paths),
+        notes,
     )
+
+
+def _is_quantized(graph: Graph) -> bool:
+    """Whether a network is int8, or float that imitates codes."""
+    return graph.is_quantized or any(node.op == "quantize_linear" for node in graph.nodes)
+
+
+def _fitted(graph: Graph, target: str) -> tuple[Graph, tuple[str, ...]]:
+    """Return a float network in the words of a format, and what had to be said otherwise."""
+    if target == "tnn":
+        fitted = fit_tnn(graph)
+        return fitted.graph, fitted.notes
+    halves = sum(
+        array.dtype == np.float16 for node in graph.nodes for array in node.weights.values()
+    )
+    if not halves:
+        return graph, ()
+    return graph, (f"{halves} arrays of half floats are written as float32",)
+
+
+def _refuse_stuck(graph: Graph, settings: Settings) -> None:
+    macs = count_macs(graph, infer_shapes(graph))
+    stuck = quantizer.stuck_nodes(graph, macs, settings)
+    if settings.target != "onnx" or not stuck:
+        return
+    reasons = quantizer.choose_nodes(graph, settings)
+    listed = "; ".join(f"{node.name} ({node.op}): {reasons[node.name]}" for node in stuck)
+    raise UsageError(
+        f"{len(stuck)} layers with multiplications cannot run in int8: {listed}; "
+        "--float-fallback leaves them float, --exclude names those that are meant to be"
+    )
+
+
+def convert(
+    source: Path,
+    weights: Path | None,
+    target: Path,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Conversion:
+    """Write a float network in the format of another suffix, read it back and compare.
+
+    source: the .onnx or .tnnproto; weights: its .tnnmodel.  target: the .onnx or .tnnproto.
+    """
+    graph = formats.load(source, weights, shapes=shapes)
+    if _is_quantized(graph):
+        raise FormatError(
+            source, "", "a float network", "a quantized one", "formats differ in their arithmetic"
+        )
+    fitted, notes = _fitted(graph, "onnx" if target.suffix.lower() == ".onnx" else "tnn")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent}: no such folder to write to")
+    paths = formats.save(fitted, target)
+    written = formats.load(*paths)
+    rng = np.random.default_rng(0)
+    given = [rng.normal(0, 1, blob.shape).astype(np.float32) for blob in graph.inputs]
+    expected, found = (
+        list(
+            Executor(item)
+            .run({blob.name: x for blob, x in zip(item.inputs, given, strict=True)})
+            .values()
+        )
+        for item in (graph, written)
+    )
+    scale = max((float(np.abs(x).max(initial=0)) for x in expected), default=0.0)
+    largest = max(
+        (float(np.abs(x - y).max(initial=0)) for x, y in zip(expected, found, strict=True)),
+        default=0.0,
+    )
+    return Conversion(paths, notes, largest / scale if scale else largest)
 
 
 def verify_files(
@@ -395,10 +503,14 @@ def verify_files(
     labels: Path | None = None,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Comparison:
-    """Compare two networks on disk, each a (.tnnproto, .tnnmodel), on all inputs of a folder."""
+    """Compare two networks on disk on all inputs of a folder.
+
+    Each is a (.onnx, None) or a (.tnnproto, .tnnmodel or None).  shapes: of inputs by name.
+    """
     inputs = inputs or Inputs()
-    graph, int8 = read(*reference), read(*quantized)
+    graph, int8 = read(*reference, shapes), read(*quantized, shapes)
     if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
         raise FormatError(
             quantized[0],
@@ -415,10 +527,17 @@ def verify_files(
     )
 
 
-def inspect(proto: Path, model: Path | None, settings: Settings) -> Inspection:
+def inspect(
+    proto: Path,
+    model: Path | None,
+    settings: Settings,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Inspection:
     """Say what is in a network and what would run in int8; the .tnnmodel may be missing."""
-    with_weights = model is not None or proto.with_suffix(".tnnmodel").exists()
-    graph = read(proto, model) if with_weights else _one_at_a_time(formats.load_structure(proto))
+    if all(path.exists() for path in formats.files_of(proto, model)[1:]):
+        graph = read(proto, model, shapes)
+    else:
+        graph = _one_at_a_time(formats.load_structure(proto))
     fused = lower(graph) if graph.is_quantized else fuse_activation(graph)
     if graph.is_quantized:
         reasons = {node.name: "" if node.quant else "float in the file" for node in fused.nodes}

@@ -170,6 +170,20 @@ def _excluded(graph: Graph, settings: Settings) -> dict[str, str]:
     return found
 
 
+def stuck_nodes(graph: Graph, macs: Mapping[str, int], settings: Settings) -> list[Node]:
+    """Return the nodes with multiplications that nobody asked to be float but that cannot be int8.
+
+    macs: multiply-accumulates by node name.
+    """
+    excluded = _excluded(graph, settings)
+    reasons = choose_nodes(graph, settings)
+    return [
+        node
+        for node in graph.nodes
+        if macs[node.name] and reasons[node.name] and node.name not in excluded
+    ]
+
+
 def _why_float(node: Node, settings: Settings) -> str:
     if node.op not in (*_WEIGHTED, "add", "concat"):
         return "no int8 form that TNN's tool writes"

@@ -14,7 +14,7 @@ from rich.table import Table
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
 from quantjit.ops import Shape
-from quantjit.pipeline import Inspection, Quantization
+from quantjit.pipeline import Conversion, Inspection, Quantization
 from quantjit.quantizer import Settings
 
 GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
@@ -23,6 +23,7 @@ GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
 Where there are enough classified images, the loss of top-1 or the agreement decides instead.
 """
 
+_DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
 _HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
 _MANY_IMAGES = 100  # from which a share of images is worth more than SQNR
 _FEW_IMAGES = 50  # what TNN's own documentation asks for at least
@@ -142,6 +143,7 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
         rows.append(
             ("skipped", f"{len(result.skipped)} unreadable: {'; '.join(result.skipped[:3])}")
         )
+    rows += [("note", note) for note in result.notes]
     rows.append(("written", "  ".join(map(str, result.paths))))
     rows.append(
         (
@@ -154,12 +156,23 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
     if result.comparison is not None:
         print_comparison(console, result.comparison)
         advice = remedies(result.comparison, settings, calibration.images)
-        if not settings.blob_solver.symmetric or not settings.weight_solver.symmetric:
+        zero_points = not settings.blob_solver.symmetric or not settings.weight_solver.symmetric
+        if settings.target == "tnn" and zero_points:
             advice.append(
                 "zero points are honoured by TNN's naive CPU device only; its x86 kernels ignore "
                 "them: verify on the device"
             )
         _print_advice(console, advice)
+
+
+def print_conversion(console: Console, made: Conversion) -> None:
+    """Print what was written and how far it is off."""
+    rows = [("written", "  ".join(map(str, made.paths)))]
+    rows += [("note", note) for note in made.notes]
+    rows.append(
+        ("compared", f"on a random input: largest difference {made.difference:.1e} of the output")
+    )
+    _print_rows(console, rows)
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -225,7 +238,7 @@ def remedies(comparison: Comparison, settings: Settings, images: int) -> list[st
     if _grade(comparison):
         if settings.merge == "tensor":
             advice.append("give weights a scale per channel: -t 1")
-        elif settings.merge == "mix":
+        elif settings.merge == "mix" and settings.target == "tnn":
             advice.append("give blobs a scale per channel too: -t 0")
         if settings.blob_method in {"kl", "aciq-gauss", "aciq-laplace"}:
             advice.append(f"{settings.blob_method} clips a lot here: try -b mse or -b minmax")
@@ -235,13 +248,33 @@ def remedies(comparison: Comparison, settings: Settings, images: int) -> list[st
         if heavy:
             names = ",".join(node.name for node in heavy)
             advice.append(f"keep the worst layers in float: --float-layers {names}")
-    if comparison.float_top1 is not None and comparison.float_top1 < _suspicious(comparison):
-        advice.append(
-            "the float network itself is hardly right: check -n, -s, -r, --resize and the labels"
-        )
+    warning = preprocessing_warning(comparison)
+    if warning:
+        advice.append(warning)
     if images < _FEW_IMAGES:
         advice.append(f"calibrate on more inputs: {images} are few, 50 to 500 are usual")
     return advice
+
+
+def preprocessing_warning(comparison: Comparison) -> str:
+    """Return what to check where the float network's own outputs look wrong, else ""."""
+    if comparison.float_top1 is not None and comparison.float_top1 < _suspicious(comparison):
+        return (
+            "the float network itself is hardly right: check --preset or -n, -s, -r, --resize, and "
+            "the labels"
+        )
+    if comparison.doubt is not None and comparison.doubt > _DOUBT:
+        return (
+            "the float network can hardly tell the inputs apart (its softmax is nearly uniform): "
+            "check the preprocessing, --preset or -n, -s, -r, --resize"
+        )
+    return ""
+
+
+def print_warning(console: Console, comparison: Comparison) -> None:
+    """Print `preprocessing_warning`, if there is one."""
+    warning = preprocessing_warning(comparison)
+    _print_advice(console, [warning] if warning else [])
 
 
 def _suspicious(comparison: Comparison) -> float:
@@ -297,8 +330,10 @@ __all__ = [
     "inspection_frame",
     "node_frame",
     "print_comparison",
+    "print_conversion",
     "print_inspection",
     "print_quantization",
+    "print_warning",
     "remedies",
     "save_nodes",
     "verdict",

@@ -177,6 +177,25 @@ def batch_norm(b):
         _batch_norm_of(b, source)
 
 
+def lines(b):
+    """Convolution, deconvolution or pooling along one axis."""
+    source = b.blob(3)
+    if source is None:
+        return
+    _, channels, size = b.shapes[source]
+    kernel = b.number(1, min(3, size))
+    attributes = {"kernel_shape": [kernel], "strides": [b.number(1, kernel)]}
+    if b.flag():
+        attributes["pads"] = [b.number(0, kernel - 1), b.number(0, kernel - 1)]
+    op = b.pick(["Conv", "ConvTranspose", "MaxPool", "AveragePool"])
+    if op == "Conv":
+        b.add(op, [source, b.weights(b.number(1, 3), channels, kernel)], **attributes)
+    elif op == "ConvTranspose":
+        b.add(op, [source, b.weights(channels, b.number(1, 3), kernel)], **attributes)
+    else:
+        b.add(op, [source], **attributes)
+
+
 def conv_transpose(b):
     source = b.blob(4)
     if source is None:
@@ -615,7 +634,19 @@ def codes(b):
 
 
 OPERATIONS = (
-    *(conv, conv, batch_norm, conv_transpose, gemm, matmul, pool, global_pool, normalization, lrn),
+    *(
+        conv,
+        conv,
+        lines,
+        batch_norm,
+        conv_transpose,
+        gemm,
+        matmul,
+        pool,
+        global_pool,
+        normalization,
+        lrn,
+    ),
     *(softmax, activation, activation, clip, prelu, idiom, idiom, binary, binary, division, power),
     *(variadic, reduction, reshape, reshape_of_shape, flatten, transpose, unsqueeze, concat, split),
     *(slices, gather, pad, expand, depth_to_space, resize, nothing, codes),
@@ -627,7 +658,8 @@ def models(draw, smallest=3, largest=9):
     """A ModelProto of that many operations."""
     b = Builder(draw)
     for index in range(b.number(1, 2)):
-        b.shapes[f"x{index}"] = (b.number(1, 2), b.number(1, 4), b.number(2, 7), b.number(2, 7))
+        sides = [b.number(2, 7) for _ in range(b.pick([2, 2, 2, 1]))]
+        b.shapes[f"x{index}"] = (b.number(1, 2), b.number(1, 4), *sides)
     for _ in range(b.number(smallest, largest)):
         b.pick(OPERATIONS)(b)
     return b.model()

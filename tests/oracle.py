@@ -444,3 +444,61 @@ def comparison(x, y):
     noise = (x - y) @ (x - y)
     largest = np.ptp([*(x - y), *(y - x), 0.0]) / 2
     return [float(value) for value in (gram[0, 0], noise, gram[0, 1], gram[1, 1], largest)]
+
+
+def curve(name, x, alpha=0.0, beta=0.0):
+    """Elementwise functions of exported networks, float64."""
+    x = np.asarray(x, np.float64)
+    with np.errstate(over="ignore"):
+        return {
+            "mish": lambda: x * np.tanh(np.logaddexp(0, x)),
+            "gelu_erf": lambda: x * normal_probability(x),
+            "scaled_swish": lambda: x / (1 + np.exp(-alpha * x)),
+            "selu": lambda: beta * np.where(x > 0, x, alpha * (np.exp(x) - 1)),
+            "celu": lambda: np.maximum(x, 0) + np.minimum(alpha * (np.exp(x / alpha) - 1), 0),
+            "softsign": lambda: x / (1 + np.abs(x)),
+            "thresholded_relu": lambda: np.where(x > alpha, x, 0),
+        }[name]()
+
+
+def normal_probability(x):
+    """Share of a normal distribution below x, by the trapezoidal rule: float64."""
+    flat = np.abs(np.asarray(x, np.float64)).reshape(-1, 1) * np.linspace(0, 1, 4001)
+    density = np.exp(-(flat**2) / 2) / np.sqrt(2 * np.pi)
+    area = np.trapezoid(density, flat, axis=1).reshape(np.shape(x))
+    return 0.5 + np.sign(x) * area
+
+
+def linear_codes(x, scale, zero_point, low, high):
+    """Codes as ONNX rounds them, half to even, by an exact search: float64."""
+    quotient = np.asarray(np.float32(x) / np.float32(scale), np.float64)
+    below = np.floor(quotient)
+    rest = quotient - below
+    up = (rest > 0.5) | ((rest == 0.5) & (below % 2 == 1))
+    return np.clip(below + up + zero_point, low, high)
+
+
+# ------------------------------------------------------------------ onnxruntime's rounding
+
+
+def round_even(value, zero_point=0):
+    """Codes of real quotients: halves to even, then the zero point, saturated."""
+    codes = np.rint(np.clip(np.asarray(value, np.float64), -1e6, 1e6)) + zero_point
+    return np.clip(codes, -128, 127).astype(np.int8)
+
+
+def add_even(left, right, scales, zero_points, offset):
+    """QLinearAdd with exact products and sums of codes + offset, rounded where float32 does."""
+    factors = (scales[:2] / scales[2]).astype(np.float32).astype(np.float64)
+    zeros = zero_points.astype(np.float64) + offset
+    product = np.float64(np.float32(factors[1] * zeros[1]))
+    shift = np.float64(np.float32(zeros[2] - np.float32(factors[0] * zeros[0] + product)))
+    part = (factors[1] * (right.astype(np.float64) + offset) + shift).astype(np.float32)
+    total = factors[0] * (left.astype(np.float64) + offset) + part.astype(np.float64)
+    return round_even(total.astype(np.float32), -offset)
+
+
+def requantize_even(sums, factor, zero_point, low=-128, high=127):
+    """Codes of int32 sums: float32 product, halves to even, zero point, clipped to low and high."""
+    quotient = sums.astype(np.float32) * np.float32(factor)
+    return np.clip(round_even(quotient, zero_point), low, high).astype(np.int8)

@@ -86,6 +86,12 @@ def _paths(item: Format, path: Path, weights: Path | None) -> tuple[Path, ...]:
     return tuple(path.with_suffix(suffix) for suffix in item.suffixes)
 
 
+def files_of(path: str | Path, weights: str | Path | None = None) -> tuple[Path, ...]:
+    """Return the files of a network that is there, in the order of its format's suffixes."""
+    path = Path(path)
+    return _paths(format_of(path), path, None if weights is None else Path(weights))
+
+
 def load(
     path: str | Path,
     weights: str | Path | None = None,

@@ -6,6 +6,7 @@ anything else is a problem.  Problems are gathered, so that one error names them
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quantjit.formats import _onnx_read_layers as layers
 from quantjit.formats import _onnx_read_patterns as patterns
 from quantjit.formats import _onnx_read_pointwise as pointwise
 from quantjit.formats import _onnx_read_shapes as shapes
+from quantjit.formats import _onnx_read_windows as windows
 from quantjit.formats._onnx_read_call import Call, MalformedError, RefusedError, Translation
 from quantjit.formats._onnx_read_file import (
     DEFAULT_DOMAINS,
@@ -28,6 +30,7 @@ from quantjit.formats._onnx_read_file import (
 )
 from quantjit.formats._onnx_read_fold import fold, is_foldable
 from quantjit.formats._onnx_read_int8 import attach, lift
+from quantjit.formats._onnx_read_qoperator import with_conversions
 from quantjit.graph import Array, Blob, Graph, Node, readonly
 from quantjit.ops import NoAttrs
 from quantjit.ops.shape import ConstantAttrs
@@ -36,6 +39,7 @@ Shape = tuple[int, ...]
 
 TRANSLATIONS: Mapping[str, Translation] = {
     **layers.TRANSLATIONS,
+    **windows.TRANSLATIONS,
     **pointwise.TRANSLATIONS,
     **shapes.TRANSLATIONS,
 }
@@ -48,12 +52,12 @@ _ON_CODES = {  # types that keep or explicitly convert integers
     "Equal",
 }
 _OUTSIDE = "end the network before it (onnx.utils.extract_model) and compute the rest outside"
+_LARGEST_BLOB = 2**30  # elements: 4 GiB
+_MALFORMED = (MalformedError, ArithmeticError, IndexError, MemoryError, ValueError)
 _HINTS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "export the network without control flow"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "only feed-forward networks are read"),
-    **dict.fromkeys(
-        ("NonMaxSuppression", "TopK", "ArgMax", "ArgMin", "NonZero", "RoiAlign"), _OUTSIDE
-    ),
+    **dict.fromkeys(("NonMaxSuppression", "TopK", "NonZero", "RoiAlign"), _OUTSIDE),
     **dict.fromkeys(
         ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
         "export the QDQ form",
@@ -63,7 +67,7 @@ _HINTS = {
 
 def read(path: Path, given: Mapping[str, Shape], *, with_weights: bool = True) -> Graph:
     """Read a file; see `quantjit.formats.onnx.read`."""
-    source = read_source(path, given, with_weights=with_weights)
+    source = with_conversions(read_source(path, given, with_weights=with_weights))
     lifted, codes = lift(source)
     graph = _graph_of(lifted, with_weights=with_weights)
     if codes is None:
@@ -76,7 +80,7 @@ def _graph_of(source: Source, *, with_weights: bool) -> Graph:
     reader = _Reader(source, with_weights=with_weights)
     for proto in source.nodes:
         reader.take(proto)
-    return patterns.simplify(reader.finish())
+    return patterns.simplify(reader.finish(), reader.shapes)
 
 
 def _keeps_rounding(source: Source, graph: Graph) -> bool:
@@ -129,6 +133,7 @@ class _Reader:
         self._node_names: set[str] = set()
         self._node_name = ""
         self._read = {name for node in source.nodes for name in node.input} | set(source.outputs)
+        self._named = {name for node in source.nodes for name in (*node.input, *node.output)}
         self._context = checker.C.CheckerContext()
         self._context.ir_version = 10
         self._context.opset_imports = dict(source.opsets)
@@ -166,9 +171,10 @@ class _Reader:
             reason = error.reason if isinstance(error, GraphError) else str(error)
             self._problems.append(_Problem(op, name, reason))
             self._unknown |= set(proto.output)
-        except (MalformedError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
+        except _MALFORMED as error:
+            found = str(error).strip().splitlines()[0] if str(error).strip() else "another"
             raise FormatError(
-                self.source.path, place_of(proto), "a node that fits its operator", str(error)
+                self.source.path, place_of(proto), "a node that fits its operator", found
             ) from None
 
     def _check(self, proto: Any, op: str) -> None:
@@ -263,6 +269,8 @@ class _Reader:
         blob = self._aliases.get(name, name)
         if blob in self.shapes:
             return blob
+        if blob not in self._constants:
+            raise MalformedError(f"an input is missing: {name!r}")
         value = self._constants[blob]
         if value.dtype.kind not in "fiub" and "float" not in str(value.dtype):
             raise RefusedError(f"{name!r} holds {value.dtype}, which a float blob cannot")
@@ -286,12 +294,15 @@ class _Reader:
     ) -> None:
         """Append a node, by default under the name of the ONNX node."""
         outputs = tuple(
-            output or self._fresh(f"{self._node_name}:output{index}", self.shapes)
+            output or self.unused(f"{self._node_name}:output{index}")
             for index, output in enumerate(outputs)
         )
         kept = {role: readonly(np.asarray(array)) for role, array in weights.items()}
         node = Node(self._fresh(name or self._node_name), op, inputs, outputs, attrs, kept)
         inferred = ops.get(op).infer_shape(node, [self.shapes[blob] for blob in inputs])
+        large = [shape for shape in inferred if prod(shape) > _LARGEST_BLOB]
+        if large:
+            raise RefusedError(f"its output of shape {large[0]} is too large")
         for blob, shape in zip(outputs, inferred, strict=True):
             if blob in self.shapes:
                 raise MalformedError(f"blob {blob!r} is written twice")
@@ -299,14 +310,19 @@ class _Reader:
             self._kinds[blob] = kind
         self._nodes.append(node)
 
-    def _fresh(self, name: str, taken: Mapping[str, Any] | None = None) -> str:
-        """Return the name, with a number behind it where it is taken."""
-        names = self._node_names if taken is None else taken
+    def _fresh(self, name: str) -> str:
+        """Return a name for a node: this one, with a number behind it where it is taken."""
         found, number = name, 1
-        while found in names:
+        while found in self._node_names:
             found, number = f"{name}_{number}", number + 1
-        if taken is None:
-            self._node_names.add(found)
+        self._node_names.add(found)
+        return found
+
+    def unused(self, name: str) -> str:
+        """Return a name like this one that no blob has."""
+        found, number = name, 1
+        while found in self.shapes or found in self._named:
+            found, number = f"{name}_{number}", number + 1
         return found
 
     def alias(self, name: str, blob: str, kind: str) -> None:
@@ -349,6 +365,7 @@ class _Reader:
                 copies.append((renamed.get(blob, blob), name))
             else:
                 renamed[blob] = name
+                self.shapes[name] = self.shapes[blob]
 
         def new(blobs: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(renamed.get(blob, blob) for blob in blobs)
@@ -367,7 +384,8 @@ def _listed(problems: list[_Problem]) -> str:
     for problem in problems:
         grouped.setdefault((problem.op, problem.reason), []).append(problem.node)
     parts = []
-    for (op, reason), nodes in grouped.items():
+    for (given, reason), nodes in grouped.items():
+        op = repr(given)[1:-1]
         names = ", ".join(repr(name) for name in nodes[:3])
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         parts.append(f"{op} ({names}{more}): {reason}")

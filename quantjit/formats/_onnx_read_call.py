@@ -52,6 +52,9 @@ class Sink(Protocol):
     ) -> None:
         """Append a node to the graph; kind: type of the numbers that it writes; name: "" own."""
 
+    def unused(self, name: str) -> str:
+        """Return a name like this one that no blob has."""
+
     def alias(self, name: str, blob: str, kind: str) -> None:
         """Let an ONNX name stand for a blob that is there already."""
 
@@ -195,7 +198,7 @@ class Call:
         the first output.  kind: of the numbers that it writes, by default that of the first input.
         """
         if suffix:
-            outputs = (f"{self.output()}:{suffix}",)
+            outputs = (self.sink.unused(f"{self.output()}:{suffix}"),)
         written = outputs or (self.output(),)
         self.sink.add(
             op,

@@ -26,6 +26,7 @@ OLDEST_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf, elements of a tensor
+_MOST_NODES = 200_000
 _INPUT_TYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -116,7 +117,14 @@ def _parse(path: Path) -> Any:
         raise FormatError(path, "", "an ONNX model", f"no protobuf of one ({error})") from None
     if not model.HasField("graph"):
         raise FormatError(path, "", "an ONNX model", "no graph in it")
+    wrong = next((name for name in _texts(model) if isinstance(name, bytes)), None)
+    if wrong is not None:
+        raise FormatError(path, "", "names in UTF-8", repr(wrong))
     if model.functions:
+        if _opened_size(model) > _MOST_NODES:
+            raise FormatError(
+                path, "", f"functions of at most {_MOST_NODES} nodes in all", "more when opened"
+            )
         try:
             model = inliner.inline_local_functions(model)
         except Exception as error:  # noqa: BLE001  # the inliner's C++ errors have no type of their own
@@ -124,8 +132,38 @@ def _parse(path: Path) -> Any:
     return model
 
 
+def _texts(model: Any) -> Iterator[str | bytes]:
+    """Yield the names in a model; protobuf gives bytes where they are not UTF-8."""
+    graph = model.graph
+    yield from (item.domain for item in model.opset_import)
+    yield from (item.name for item in (*graph.initializer, *graph.input, *graph.output))
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (item.name for item in node.attribute)
+
+
+def _opened_size(model: Any) -> int:
+    """Nodes of the graph with its functions opened, as far as they are counted to the limit."""
+    bodies = {(item.domain, item.name): item.node for item in model.functions}
+    sizes = dict.fromkeys(bodies, 1)
+
+    def count(nodes: Any) -> int:
+        total = sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+        return min(total, _MOST_NODES + 1)
+
+    for _ in bodies:  # a function may call those that were counted in the round before
+        counted = {key: count(nodes) for key, nodes in bodies.items()}
+        if counted == sizes:
+            break
+        sizes = counted
+    return count(model.graph.node)
+
+
 def _opsets(path: Path, model: Any) -> dict[str, int]:
     found = {item.domain: int(item.version) for item in model.opset_import}
+    wrong = [version for version in found.values() if not 0 < version <= _LARGEST]
+    if wrong:
+        raise FormatError(path, "", "positive versions of operator sets", str(wrong[0]))
     opset = max((found.get(domain, 0) for domain in DEFAULT_DOMAINS), default=0)
     newest = onnx.defs.onnx_opset_version()
     if not opset:
@@ -150,7 +188,7 @@ def _check_names(path: Path, names: Iterable[str], kind: str) -> None:
 def place_of(node: Any) -> str:
     """How messages name an ONNX node."""
     output = next((name for name in node.output if name), "")
-    return f"node {(node.name or output)!r} ({node.op_type})"
+    return f"node {(node.name or output)!r} ({repr(node.op_type)[1:-1]})"
 
 
 def _producers(path: Path, nodes: Iterable[Any], known: set[str]) -> dict[str, int]:
@@ -222,6 +260,14 @@ def _ordered(path: Path, nodes: Any, sources: dict[int, set[int]]) -> Iterator[i
         raise FormatError(path, place_of(nodes[caught]), "a graph without cycles", "a cycle")
 
 
+def _size_or_name(dim: Any) -> str:
+    return str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?"
+
+
+def _give(name: str, shape: str) -> str:
+    return f"give its shape: --input-shape '{name}:{shape}', in numbers"
+
+
 def _input(path: Path, value: Any, given: Shape | None) -> Blob:
     if not value.type.HasField("tensor_type"):
         raise FormatError(path, f"input {value.name!r}", "a tensor", "another type")
@@ -238,7 +284,7 @@ def _input(path: Path, value: Any, given: Shape | None) -> Blob:
         return Blob(value.name, tuple(given), dtype)
     if dims is None:
         raise FormatError(
-            path, f"input {value.name!r}", "its shape", "none", "give the shape of this input"
+            path, f"input {value.name!r}", "its shape", "none", _give(value.name, "N,C,H,W")
         )
     sizes: list[int] = []
     for axis, dim in enumerate(dims):
@@ -253,7 +299,7 @@ def _input(path: Path, value: Any, given: Shape | None) -> Blob:
                 f"input {value.name!r}",
                 f"a size of dimension {axis}",
                 f"one that is left open{name}",
-                "give the shape of this input",
+                _give(value.name, ",".join(_size_or_name(dim) for dim in dims)),
             )
     return Blob(value.name, tuple(sizes), dtype)
 

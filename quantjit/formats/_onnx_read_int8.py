@@ -62,8 +62,8 @@ def lift(source: Source) -> tuple[Source, Codes | None]:
         return source, None
     try:
         return _Lift(source).run()
-    except _UnusualError:
-        return source, None
+    except (_UnusualError, LookupError, ValueError, TypeError):
+        return source, None  # what is malformed the reader of floats reports in its place
 
 
 class _Lift:

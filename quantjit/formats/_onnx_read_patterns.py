@@ -22,21 +22,26 @@ _LAYERS = ("convolution", "deconvolution", "inner_product")
 _CLOSE = 1e-3  # relative: constants of idioms are written with few digits
 
 
-def simplify(graph: Graph) -> Graph:
-    """Return the network with its idioms put together; it computes the same."""
-    net = _Net(graph)
-    for node in graph.nodes:
-        current = net.nodes.get(node.name)
-        for rewrite in _REWRITES.get(node.op, ()):
-            if current is not None:
-                current = rewrite(net, current)
+def simplify(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """Return the network with its idioms put together; it computes the same.
+
+    shapes: of its blobs.
+    """
+    net = _Net(graph, shapes)
+    for rewrites in (_IDIOMS, _FOLDS):  # first what looks at single constants
+        for name in list(net.nodes):
+            for op, rewrite in rewrites:
+                node = net.nodes.get(name)
+                if node is not None and node.op == op:
+                    rewrite(net, node)
     return graph.with_nodes(tuple(net.nodes.values()))
 
 
 class _Net:
     """The nodes while they are rewritten, in order, with who writes and who reads a blob."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
         self.nodes = {node.name: node for node in graph.nodes}
         self.writer = {blob: node.name for node in graph.nodes for blob in node.outputs}
         self.readers: dict[str, list[str]] = {}
@@ -73,7 +78,7 @@ class _Net:
         return new
 
 
-Rewrite = Callable[[_Net, Node], Node | None]
+Rewrite = Callable[[_Net, Node], Node]
 """Returns the node that stands where the given one stood."""
 
 
@@ -119,19 +124,64 @@ def _fold_batch_norm(net: _Net, node: Node) -> Node:
     return net.swap(node, new, (layer,))
 
 
-def _fold_bias(net: _Net, node: Node) -> Node:
-    """Take the addition of a constant a channel into the layer before it."""
+def _by_channel(net: _Net, node: Node) -> NDArray[np.float64] | None:
+    """Return the constant of a node as a value a channel of its input, if it is that."""
+    constant = node.weights.get("constant")
+    shape = net.shapes[node.inputs[0]]
+    if len(node.inputs) != 1 or constant is None or len(shape) < 2 or constant.ndim > len(shape):
+        return None
+    aligned = (1,) * (len(shape) - constant.ndim) + constant.shape
+    values = np.asarray(constant, np.float64).ravel()
+    if values.size == 1:
+        return np.repeat(values, shape[1])
+    return values if values.size == aligned[1] == shape[1] else None
+
+
+def _scalable(net: _Net, node: Node) -> Node | None:
+    """Return the layer before a node that a factor or a term a channel can go into."""
     layer = net.source(node.inputs[0], node) if len(node.inputs) == 1 else None
-    if layer is None or layer.op not in _LAYERS:
+    if layer is None or layer.op not in (*_LAYERS, "batch_norm"):
+        return None
+    axis = len(net.shapes[node.inputs[0]]) - 1 if layer.op == "inner_product" else 1
+    return layer if axis == 1 else None
+
+
+def _fold_term(net: _Net, node: Node) -> Node:
+    """Take the addition of a constant a channel into the layer before it."""
+    layer, term = _scalable(net, node), _by_channel(net, node)
+    if layer is None or term is None:
         return node
-    constant = np.asarray(node.weights["constant"], np.float64)
-    channels = _channels(layer)
-    rank = 2 if layer.op == "inner_product" else 4
-    aligned = (1,) * (rank - constant.ndim) + constant.shape
-    if constant.size != channels or len(aligned) != rank or aligned[1] != channels:
-        return node
+    if layer.op == "batch_norm":
+        return _renormalized(net, node, layer, np.ones(1), term)
     weight = np.asarray(layer.weights["weight"], np.float32)
-    return net.swap(node, _with(layer, node, weight, _bias(layer) + constant.ravel()), (layer,))
+    return net.swap(node, _with(layer, node, weight, _bias(layer) + term), (layer,))
+
+
+def _fold_factor(net: _Net, node: Node) -> Node:
+    """Take the multiplication with a constant a channel into the layer before it."""
+    layer, gain = _scalable(net, node), _by_channel(net, node)
+    if layer is None or gain is None:
+        return node
+    if node.op == "div":
+        if node.attrs.constant_index != 1 or not gain.all():
+            return node
+        gain = 1 / gain
+    if layer.op == "batch_norm":
+        return _renormalized(net, node, layer, gain, np.zeros(1))
+    new = _with(layer, node, _scaled(layer, gain), _bias(layer) * gain)
+    return net.swap(node, new, (layer,))
+
+
+def _renormalized(
+    net: _Net, node: Node, norm: Node, gain: NDArray[np.float64], term: NDArray[np.float64]
+) -> Node:
+    """Put one batch norm in the place of a batch norm and what follows it."""
+    scale, bias = (np.asarray(norm.weights[role], np.float64) for role in ("scale", "bias"))
+    weights = {
+        "scale": readonly((scale * gain).astype(np.float32)),
+        "bias": readonly((bias * gain + term).astype(np.float32)),
+    }
+    return net.swap(node, replace(norm, outputs=node.outputs, weights=weights), (norm,))
 
 
 def _fold_pad(net: _Net, node: Node) -> Node:
@@ -183,8 +233,8 @@ def _factor(node: Node) -> float | None:
     return 1 / number if node.attrs.constant_index == 1 and number else None
 
 
-def _product(net: _Net, node: Node) -> _Product | None:
-    """Write a node as a product, through the products that only it reads."""
+def _product(net: _Net, node: Node, depth: int = 3) -> _Product | None:
+    """Write a node as a product, through the products that only it reads, `depth` of them deep."""
     factor = _factor(node)
     if factor is None and (node.op != "mul" or len(node.inputs) != 2):
         return None
@@ -193,7 +243,7 @@ def _product(net: _Net, node: Node) -> _Product | None:
     nodes: list[Node] = []
     for blob in node.inputs:
         source = net.source(blob, node)
-        inner = None if source is None else _product(net, source)
+        inner = None if source is None or not depth else _product(net, source, depth - 1)
         if source is None or inner is None:
             blobs.append(blob)
         else:
@@ -312,11 +362,18 @@ _ACTIVATIONS: Mapping[str, tuple[float, str, object]] = {
 }
 """Gate -> the number it is multiplied with besides x, and the op that this is."""
 
-_REWRITES: Mapping[str, tuple[Rewrite, ...]] = {
-    "batch_norm": (_fold_batch_norm,),
-    "add": (_fold_bias,),
-    "convolution": (_fold_pad,),
-    "log": (_fold_softplus,),
-    "mul": (_fold_hard_sigmoid, _fold_gate),
-    "div": (_fold_hard_sigmoid, _fold_gate),
-}
+_IDIOMS: tuple[tuple[str, Rewrite], ...] = (
+    ("log", _fold_softplus),
+    ("mul", _fold_hard_sigmoid),
+    ("div", _fold_hard_sigmoid),
+    ("mul", _fold_gate),
+    ("div", _fold_gate),
+)
+_FOLDS: tuple[tuple[str, Rewrite], ...] = (
+    ("convolution", _fold_pad),
+    ("batch_norm", _fold_batch_norm),
+    ("mul", _fold_factor),
+    ("div", _fold_factor),
+    ("add", _fold_term),
+)
+"""Op of the last node of a pattern -> what replaces it."""

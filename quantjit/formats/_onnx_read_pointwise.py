@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from quantjit.formats._onnx_read_call import Call, MalformedError, RefusedError, Translation
 from quantjit.ops import NoAttrs
 from quantjit.ops.activation import ClipAttrs, EluAttrs, HardAttrs, PowerAttrs, PReluAttrs
+from quantjit.ops.choose import ExtremeAttrs
 from quantjit.ops.curves import CurveAttrs
 from quantjit.ops.elementwise import BinaryAttrs
 from quantjit.ops.linear_codes import CodesAttrs
@@ -148,8 +149,8 @@ def _constant_of(call: Call, index: int, blob: str) -> dict[str, NDArray[np.floa
     return {"constant": constant}
 
 
-def _combined(op: str, call: Call, *, last: str = "") -> None:
-    """Emit left-to-right combinations: of the blobs, then of each constant."""
+def _combined(op: str, call: Call, *, last: str = "") -> str:
+    """Emit left-to-right combinations: of the blobs, then of each constant; the last blob."""
     count = len(call.proto.input)
     blobs = [index for index in range(count) if call.value(index) is None]
     constants = [index for index in range(count) if call.value(index) is not None]
@@ -166,6 +167,7 @@ def _combined(op: str, call: Call, *, last: str = "") -> None:
         weights = _constant_of(call, index, found[0])
         suffix = last if not steps else f"step{index}"
         found = (call.emit(op, found, BinaryAttrs(1), weights, suffix=suffix),)
+    return found[0]
 
 
 def _variadic(op: str) -> Translation:
@@ -183,9 +185,9 @@ def _mean(call: Call) -> None:
     if count == 1:
         call.alias(call.blob())
         return
-    _combined("add", call, last="sum")
+    total = _combined("add", call, last="sum")
     weights = {"constant": np.array(1 / count, np.float32)}
-    call.emit("mul", (f"{call.output()}:sum",), BinaryAttrs(1), weights)
+    call.emit("mul", (total,), BinaryAttrs(1), weights)
 
 
 def _binary(op: str) -> Translation:
@@ -240,6 +242,18 @@ def _reduce(op: str) -> Translation:
     return translate
 
 
+def _extreme(op: str) -> Translation:
+    def translate(call: Call) -> None:
+        attrs = ExtremeAttrs(
+            call.integer("axis", 0),
+            bool(call.integer("keepdims", 1)),
+            bool(call.integer("select_last_index", 0)),
+        )
+        call.emit(op, attrs=attrs, kind="int64")
+
+    return translate
+
+
 # ------------------------------------------------------------------ types and codes
 
 
@@ -258,6 +272,13 @@ def _dropout(call: Call) -> None:
         call.emit("constant", (), attrs, ones, outputs=(call.proto.output[1],), kind="bool")
 
 
+def _dtype_of(code: int) -> str:
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        raise MalformedError(f"there is no type {code}") from None
+
+
 def _cast(call: Call) -> None:
     code = call.integer("to", 0)
     if code in {TensorProto.FLOAT, TensorProto.DOUBLE}:
@@ -266,10 +287,7 @@ def _cast(call: Call) -> None:
     if code == TensorProto.FLOAT16:
         call.emit("cast", attrs=CastAttrs("float16"), kind="float32")
         return
-    try:
-        dtype = str(helper.tensor_dtype_to_np_dtype(code))
-    except KeyError:
-        raise MalformedError(f"there is no type {code}") from None
+    dtype = _dtype_of(code)
     if dtype == call.kind():
         call.alias(call.blob())
     elif dtype in {"int32", "int64"}:
@@ -307,7 +325,7 @@ def _quantize_linear(call: Call) -> None:
     weights, axis, kind = _scale_and_zero(call)
     code = call.integer("output_dtype", 0)
     if not kind:
-        kind = str(helper.tensor_dtype_to_np_dtype(code)) if code else "uint8"
+        kind = _dtype_of(code) if code else "uint8"
     if kind not in _CODES:
         raise RefusedError(f"codes of type {kind} are not run")
     if call.kind() != "float32":
@@ -392,6 +410,8 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "Min": _variadic("minimum"),
     **{name: _comparison(op) for name, op in _COMPARISONS.items()},
     "Where": _where,
+    "ArgMax": _extreme("argmax"),
+    "ArgMin": _extreme("argmin"),
     "Mean": _mean,
     "Pow": _pow,
     "Identity": _identity,

@@ -21,6 +21,7 @@ from quantjit.ops.shape import (
 Shape = tuple[int, ...]
 
 _BEFORE_FIRST = -(2**31)  # how strided_slice_v2 says it
+_LARGEST_SIDE = 2**16  # pixels
 _PAD_KINDS = ("constant", "reflect", "edge")
 
 
@@ -253,6 +254,8 @@ def _resize(call: Call) -> None:
     if len(shape) != 4:
         raise RefusedError(f"its input has shape {shape}; only NCHW is resized")
     scales, sizes = _resized(call, shape)
+    if max(sizes) > _LARGEST_SIDE:
+        raise RefusedError(f"its output of {sizes[0]} x {sizes[1]} pixels is too large")
     mode = _MODES.get(call.text("mode", "nearest"))
     if mode is None:
         raise RefusedError(f"mode {call.text('mode', '')!r} is not run")

@@ -155,6 +155,24 @@ def _reduce(op: str) -> Translation:
     return write
 
 
+def _extreme(op: str) -> Translation:
+    """Write indices of the largest or least as the floats that blobs are."""
+
+    def write(call: Call) -> None:
+        attrs = call.attrs
+        found = call.step(
+            op,
+            call.inputs,
+            "indices",
+            axis=attrs.axis,
+            keepdims=int(attrs.keep_dims),
+            select_last_index=int(attrs.select_last),
+        )
+        call.finish("Cast", [found], to=onnx.TensorProto.FLOAT)
+
+    return write
+
+
 def _upsample(call: Call) -> None:
     attrs = call.attrs
     options: dict[str, Any]
@@ -220,6 +238,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "gather": _gather,
     "tile": _tile,
     "upsample": _upsample,
+    "argmax": _extreme("ArgMax"),
+    "argmin": _extreme("ArgMin"),
     "resize": _resize,
     "reduce_mean": _reduce("ReduceMean"),
     "reduce_max": _reduce("ReduceMax"),

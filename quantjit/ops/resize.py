@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quantjit.errors import GraphError
 from quantjit.graph import Node
-from quantjit.kernels.codes import dequantize_into, quantize_into
+from quantjit.kernels.codes import dequantize_into, quantize_even_into, quantize_into
 from quantjit.kernels.resample import interpolate_into, pick_into
 from quantjit.ops import Arrays, Op, Request, Runner, Shape
 from quantjit.ops.reformat import channel_view
@@ -165,10 +165,13 @@ def _prepare_float(request: Request) -> Runner:
 
 
 def _prepare_int8(request: Request) -> Runner:
-    """Dequantize, resample, quantize; TNN leaves the zero points out."""
+    """Dequantize, resample, quantize; TNN leaves the zero points out, ONNX does not."""
     (shape,), (out_shape,) = request.input_shapes, request.output_shapes
-    source = QuantParams(request.input_quant[0].scale)
-    target = QuantParams(request.output_quant[0].scale)
+    source, target = request.input_quant[0], request.output_quant[0]
+    quantize = quantize_even_into
+    if not request.is_onnx:
+        source, target = QuantParams(source.scale), QuantParams(target.scale)
+        quantize = quantize_into
     view = channel_view(request.node, shape, source.scale.size)
     out_view = channel_view(request.node, out_shape, target.scale.size)
     resample = _prepare_float(request)
@@ -183,7 +186,7 @@ def _prepare_int8(request: Request) -> Runner:
             reals.reshape(view),
         )
         resample((reals,), (resampled,))
-        quantize_into(
+        quantize(
             resampled.reshape(out_view),
             target.scale,
             target.zero_point,

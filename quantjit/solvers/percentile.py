@@ -1,22 +1,27 @@
 """Percentile: 99.99 % of the values are not clipped."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantjit.quant import QuantParams
 from quantjit.solvers import BlobSolver
 from quantjit.stats import BlobStats
 
 SHARE = 0.9999
+FINE_SHARE = 0.99999
+"""With more than 127 codes from 0 on, where a step costs less than what is clipped."""
 
 
-def solve(stats: BlobStats) -> QuantParams:
-    """Return the 99.99th percentile of magnitudes, zeros included, / 127.
+def threshold(stats: BlobStats, codes: int) -> NDArray[np.float64]:
+    """Return the percentile of magnitudes, zeros included, float64 (channels,).
 
-    Values are spread evenly inside a bin; never above absmax.
+    codes: steps from 0 to the threshold.  Values are spread evenly inside a bin; never above
+    absmax.
     """
+    share = SHARE if codes <= 127 else FINE_SHARE
     counts = stats.counts.astype(np.float64)
     below = np.concatenate([np.zeros((stats.channels, 1)), np.cumsum(counts, axis=1)], axis=1)
-    wanted = SHARE * stats.count - stats.zero_count
+    wanted = share * stats.count - stats.zero_count
     rows = np.arange(stats.channels)
     index = np.clip((below < wanted[:, None]).sum(axis=1) - 1, 0, stats.bins - 1)
     inside = np.divide(
@@ -25,10 +30,16 @@ def solve(stats: BlobStats) -> QuantParams:
         out=np.ones(stats.channels),
         where=counts[rows, index] > 0,
     )
-    threshold = (index + np.clip(inside, 0, 1)) * stats.bin_width
+    found = (index + np.clip(inside, 0, 1)) * stats.bin_width
     # Nearly all zeros: the percentile is 0, but the few others are what the blob says.
-    threshold = np.where(wanted > 0, threshold, stats.absmax)
-    return QuantParams(np.minimum(threshold, stats.absmax) / 127)
+    found = np.where(wanted > 0, found, stats.absmax)
+    kept: NDArray[np.float64] = np.minimum(found, stats.absmax)
+    return kept
 
 
-SOLVERS = (BlobSolver("percentile", None, "99.99 % of the values", True, solve),)
+def solve(stats: BlobStats) -> QuantParams:
+    """Return the 99.99th percentile of magnitudes / 127."""
+    return QuantParams(threshold(stats, 127) / 127)
+
+
+SOLVERS = (BlobSolver("percentile", None, "99.99 % of the values", True, solve, threshold),)

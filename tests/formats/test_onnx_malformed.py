@@ -1,6 +1,7 @@
 """ONNX files that are broken, hostile or incomplete: always one of our errors, never a crash."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import onnx
@@ -80,6 +81,19 @@ def test_garbage(tmp_path, content):
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
 def test_truncated(tmp_path, share):
     refused(tmp_path, CONTENT[: int(len(CONTENT) * share)], "expected")
+
+
+def test_names_that_are_no_text(tmp_path):
+    content = CONTENT.replace(b"target", b"tar\xff\xfet")
+    assert content != CONTENT
+    refused(tmp_path, content, "names in UTF-8")
+
+
+@pytest.mark.parametrize("version", [-1, 2**40])
+def test_versions_of_other_operator_sets(tmp_path, version):
+    model = small_model()
+    model.opset_import.append(helper.make_opsetid("other", version))
+    refused(tmp_path, model, "versions of operator sets")
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -170,7 +184,7 @@ def _attribute(name, value):
 
 
 CHANGES = {
-    "pads of five": (lambda conv: conv.attribute[0].ints.append(3), "four numbers"),
+    "pads of five": (lambda conv: conv.attribute[0].ints.append(3), "are not 4 numbers"),
     "pads of another type": (
         lambda conv: setattr(conv.attribute[0], "type", onnx.AttributeProto.FLOAT),
         "pads",
@@ -210,6 +224,53 @@ def test_sparse_and_text_constants(tmp_path):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     refused(tmp_path, model, "Constant.*no dense tensor")
+
+
+def model_of_functions(bodies):
+    """A model that calls the first of these functions; bodies: name -> names that it calls."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for name, calls in bodies.items():
+        blobs = ["a", *(f"b{index}" for index in range(1, len(calls))), "z"]
+        nodes = [
+            helper.make_node(call, [source], [target], domain="own" if call in bodies else "")
+            for call, source, target in zip(calls, blobs, blobs[1:], strict=False)
+        ]
+        functions.append(helper.make_function("own", name, ["a"], ["z"], nodes, opsets))
+    graph = helper.make_graph(
+        [helper.make_node(next(iter(bodies)), ["x"], ["y"], domain="own")],
+        "calls",
+        [helper.make_tensor_value_info("x", 1, [1, 3])],
+        [helper.make_tensor_value_info("y", 1, None)],
+    )
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+
+
+def test_functions_that_call_themselves_or_grow_without_measure(tmp_path):
+    fine = {"F0": ["F1", "F1"], "F1": ["Relu", "Neg"]}
+    graph = formats.load(saved(tmp_path, model_of_functions(fine)))
+    assert [node.op for node in graph.nodes] == ["relu", "neg"] * 2
+    refused(tmp_path, model_of_functions({"F": ["F"]}), "inlined, found Cycle")
+    growing = {f"F{level}": [f"F{level + 1}"] * 8 for level in range(20)} | {"F20": ["Relu"]}
+    refused(tmp_path, model_of_functions(growing), "more when opened")
+
+
+def test_long_chains_are_no_matter(tmp_path):
+    count = 1500
+    names = ["x", *(f"b{index}" for index in range(count))]
+    nodes = [
+        helper.make_node("Mul", [source, "c"], [target])
+        for source, target in itertools.pairwise(names)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", 1, [1, 3])],
+        [helper.make_tensor_value_info(names[-1], 1, None)],
+        [numpy_helper.from_array(np.float32(1.01), "c")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert len(formats.load(saved(tmp_path, model)).nodes) == count
 
 
 # ------------------------------------------------------------------ external data

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -117,6 +119,28 @@ def test_networks_compute_what_onnxruntime_does(shared, network):
             assert np.abs(found[value.name] - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.jit
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    ["densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet"],
+)
+def test_networks_inside_the_onnx_package(network):
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    path = folder / f"light_{network}.onnx"
+    if not path.is_file():
+        pytest.skip("this release of onnx does not ship it")
+    graph = formats.load(path)
+    assert not {"mul", "constant"} & set(ops_of(graph))
+    feeds = {
+        blob.name: np.random.default_rng(1).uniform(0, 1, blob.shape).astype(np.float32)
+        for blob in graph.inputs
+    }
+    found, expected = ours(graph, feeds), theirs(path, feeds)
+    for name, wanted in expected.items():
+        assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
 @pytest.mark.shared
 def test_shape_chains_and_batch_norms_are_gone(shared):
     graph = formats.load(shared / "models" / "rfb320.onnx")
@@ -147,7 +171,7 @@ def test_a_batch_that_is_left_open_is_one(tmp_path):
 
 def test_other_sizes_that_are_left_open_are_asked_for(tmp_path):
     model = relu_model(["N", 3, "height", 5])
-    with pytest.raises(FormatError, match=r"input 'x'.*dimension 2.*'height'; give the shape"):
+    with pytest.raises(FormatError, match=r"dimension 2.*'height'; give .* 'x:N,3,height,5'"):
         read(tmp_path, model)
     graph = read(tmp_path, model, shapes={"x": (2, 3, 7, 5)})
     assert graph.inputs[0].shape == (2, 3, 7, 5)
@@ -386,6 +410,66 @@ def test_additions_and_pads_go_into_layers(tmp_path):
     assert ops_of(graph) == ["convolution", "flatten", "inner_product"]
     assert [node.name for node in graph.nodes] == ["conv", "f", "dense"]
     assert graph.nodes[0].attrs.pads == (0, 2, 1, 1)
+
+
+def test_factors_and_terms_go_into_layers(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Mul", ["c", "a"], ["ca"]),
+        helper.make_node("Add", ["ca", "b"], ["y1"]),
+        helper.make_node("ConvTranspose", ["x", "v"], ["d"], name="deconv", group=2),
+        helper.make_node("Div", ["d", "a"], ["y2"]),
+        helper.make_node("BatchNormalization", ["x", *["one"] * 4], ["n"], name="norm"),
+        helper.make_node("Mul", ["a", "n"], ["na"]),
+        helper.make_node("Add", ["na", "half"], ["y3"]),
+        helper.make_node("Gemm", ["z", "m", "g"], ["e"], name="dense"),
+        helper.make_node("Mul", ["e", "g"], ["y4"]),
+    ]
+    constants = {
+        "w": weight(4, 4, 1, 1),
+        "v": weight(4, 2, 2, 2),
+        "m": weight(3, 4),
+        "a": weight(4, 1, 1),
+        "b": weight(1, 4, 1, 1),
+        "g": weight(4),
+        "one": np.ones(4, np.float32),
+        "half": np.float32(0.5),
+    }
+    outputs = ["y1", "y2", "y3", "y4"]
+    model = model_of(nodes, {"x": [2, 4, 3, 3], "z": [2, 3]}, outputs, constants)
+    graph = check_against_runtime(tmp_path, model)
+    assert [node.name for node in graph.nodes] == ["conv", "deconv", "norm", "dense"]
+
+
+def test_factors_and_terms_that_are_no_channels_stay(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Mul", ["c", "row"], ["a"]),
+        helper.make_node("Conv", ["a", "w"], ["d"]),
+        helper.make_node("Add", ["d", "batch"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["e"]),
+        helper.make_node("Div", ["factor", "e"], ["f"]),
+        helper.make_node("Conv", ["f", "w"], ["g"]),
+        helper.make_node("Sub", ["g", "factor"], ["y"]),
+    ]
+    constants = {
+        "w": weight(4, 4, 1, 1),
+        "row": weight(4),
+        "batch": weight(4, 1, 1, 1),
+        "factor": weight(4, 1, 1),
+    }
+    model = model_of(nodes, {"x": [1, 4, 4, 4]}, ["y"], constants)
+    graph = check_against_runtime(tmp_path, model, rtol=1e-3)
+    assert ops_of(graph)[1::2] == ["mul", "add", "div", "sub"]
+
+
+def test_a_hard_sigmoid_behind_a_convolution_is_one(tmp_path):
+    nodes, _ = IDIOMS["hard sigmoid"]
+    nodes = [helper.make_node("Conv", ["in", "w"], ["x"]), *nodes]
+    constants = CONSTANTS | {"w": weight(4, 3, 1, 1)}
+    model = model_of(nodes, {"in": [1, 3, 4, 4]}, ["y"], constants)
+    graph = check_against_runtime(tmp_path, model)
+    assert ops_of(graph) == ["convolution", "hard_sigmoid"]
 
 
 def gelu_by_erf(order):

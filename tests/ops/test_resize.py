@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ops_runner import codes, infer, normal, onnx_reference, run
 
 from quantjit.errors import GraphError
-from quantjit.ops.resize import UpsampleAttrs
+from quantjit.ops.resize import ResizeAttrs, UpsampleAttrs
 from quantjit.quant import QuantParams
 
 SIDES = st.integers(1, 7)
@@ -89,3 +89,71 @@ def test_int8_goes_through_float(mode, per_channel):
 def test_faults_name_the_node(shape, attrs, reason):
     with pytest.raises(GraphError, match=reason):
         infer("upsample", [shape], attrs)
+
+
+# ------------------------------------------------------------------ resize
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "cubic"])
+@pytest.mark.parametrize("scales", [(2.0, 1.5), (0.7, 0.5), (1.0, 3.3)])
+@pytest.mark.parametrize(
+    "coordinates",
+    ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric"],
+)
+def test_resize_like_onnxruntime(mode, scales, coordinates):
+    x = normal(1, 2, 5, 6)
+    expected = onnx_reference(
+        "Resize",
+        [x, None, np.float32([1, 1, *scales])],
+        {
+            "mode": {"bilinear": "linear"}.get(mode, mode),
+            "coordinate_transformation_mode": coordinates,
+            "nearest_mode": "floor",
+            "cubic_coeff_a": -0.5,
+            "exclude_outside": int(mode == "cubic"),
+        },
+        opset=19,
+        constants=(2,),
+    )
+    attrs = ResizeAttrs(
+        mode, *scales, *expected.shape[2:], coordinates, "floor", -0.5, mode == "cubic"
+    )
+    np.testing.assert_allclose(run("resize", [x], attrs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [
+        ("round_prefer_floor", [0, 0, 1, 1, 2, 2]),
+        ("round_prefer_ceil", [0, 1, 1, 2, 2, 2]),
+        ("floor", [0, 0, 1, 1, 2, 2]),
+        ("ceil", [0, 1, 1, 2, 2, 2]),
+    ],
+)
+def test_halves_between_pixels(rounding, expected):
+    x = np.arange(3, dtype=np.float32).reshape(1, 1, 1, 3)
+    attrs = ResizeAttrs("nearest", 1, 2, 1, 6, "asymmetric", rounding)
+    np.testing.assert_array_equal(run("resize", [x], attrs).ravel(), expected)
+
+
+def test_a_pixel_on_a_boundary_is_not_moved_by_a_rounded_scale():
+    x = np.arange(7, dtype=np.float32).reshape(1, 1, 1, 7)
+    attrs = ResizeAttrs("nearest", 1, 8 / 7, 1, 8, "asymmetric", "round_prefer_ceil")
+    assert run("resize", [x], attrs)[0, 0, 0, 4] == 4  # 4 * 7 / 8 is 3.5
+
+
+@pytest.mark.parametrize(
+    ("attrs", "message"),
+    [
+        (ResizeAttrs("area", 1, 1, 2, 2), "mode 'area' is none of"),
+        (ResizeAttrs("nearest", 1, 1, 2, 2, "corner"), "coordinates 'corner'"),
+        (ResizeAttrs("nearest", 1, 1, 2, 2, nearest="up"), "nearest 'up'"),
+        (ResizeAttrs("nearest", 1, 1, 0, 2), "is empty"),
+        (ResizeAttrs("nearest", 0, 1, 2, 2), "is empty"),
+    ],
+)
+def test_resize_that_does_not_fit(attrs, message):
+    with pytest.raises(GraphError, match=message):
+        infer("resize", [(1, 1, 2, 2)], attrs)
+    with pytest.raises(GraphError, match="NCHW"):
+        infer("resize", [(1, 2, 2)], attrs)
