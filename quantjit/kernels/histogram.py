@@ -21,6 +21,8 @@ from quantjit.kernels import kernel, parallel_kernel, prange
 
 Counts = NDArray[np.uint32] | NDArray[np.int64]
 
+Factors = tuple[np.float32, np.float32]
+
 UNUSED = -(10**6)
 """Exponent of a histogram that has seen nothing but zeros."""
 
@@ -47,6 +49,12 @@ _LIMB_BITS = 0xFFFFFFFF
 _FRACTION = 2**52 - 1  # bits of a float64
 LANES = 32
 """Partial sums of a plane: enough for vector registers; fixed, for the order is part of the sum."""
+
+BLOCK = 4 * LANES
+"""Elements that are worked on at a time."""
+
+_L1, _L2, _L3 = np.uint64(LANES), np.uint64(2 * LANES), np.uint64(3 * LANES)
+_RUNS = 64  # of rows, among the threads
 
 
 INFINITE_KEY = 0x7F800000
@@ -76,46 +84,114 @@ def widen(counts: Counts, shift: int) -> None:
 
 
 @kernel
-def _scan(bits: NDArray[np.int32]) -> tuple[np.int32, np.int32, int]:
-    """Return the least and greatest order key and the number of zeros of a plane."""
+def _scan(bits: NDArray[np.int32], start: int, stop: int) -> tuple[np.int32, np.int32]:
+    """Return the least and greatest order key of a part of a plane."""
     lowest, highest = np.int32(_MAGNITUDE), np.int32(-_MAGNITUDE - 1)
-    zeros = 0
-    for i in range(bits.size):
-        b = bits[i]
+    for i in range(stop - start):
+        b = bits[np.uint64(start + i)]  # unsigned: no test for an index from the end
         key = np.int32(b ^ ((b >> 31) & _MAGNITUDE))
         lowest = min(lowest, key)
         highest = max(highest, key)
-        zeros += (b & _MAGNITUDE) == 0
-    return lowest, highest, zeros
+    return lowest, highest
 
 
 @kernel
-def _sum_lanes(x: NDArray[np.float32], lanes: NDArray[np.float64]) -> None:
-    """Write the sums of x, |x| and x**2 over a plane to lanes[:, 0]; lanes: float64 (3, LANES)."""
-    lanes[:] = 0.0
-    whole = x.size // LANES * LANES
-    for i in range(0, whole, LANES):
+def _place(magnitude: np.float32, factors: Factors, parking: np.int32) -> np.int32:
+    """Return the bin of a magnitude, `parking` for 0."""
+    place = np.int32(magnitude * factors[0] * factors[1])
+    return np.int32(place + (parking & -np.int32(magnitude == 0)))
+
+
+@kernel
+def _add_blocks(
+    x: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    start: int,
+    limit: int,
+    factors: Factors,
+    ends: NDArray[np.int32],
+    counts: Counts,
+    lanes: NDArray[np.float64],
+    places: NDArray[np.int32],
+    parking: NDArray[np.int32],
+    parked: NDArray[np.int32],
+) -> int:
+    """Add blocks of a plane to the partial sums of x, |x| and x**2 and to the counts.
+
+    Element i belongs to lane i mod LANES.  Each lane takes the elements of a block at once, in
+    order, so that its sums stay in registers; memory, arithmetic and the stores of counts overlap.
+    To add 1 to one bin again and again is to wait for the store before: zeros, often most of a
+    blob, go to a bin for each lane, `parking`, and are taken back by `_unpark`.
+
+    Returns where the first block with a magnitude of `limit` or more begins, or the rest.
+    """
+    while start + BLOCK <= x.size:
+        lowest, highest = _scan(bits, start, start + BLOCK)
+        if max(int(highest), ~int(lowest)) >= limit:
+            return start
+        ends[0], ends[1] = min(ends[0], lowest), max(ends[1], highest)
         for lane in range(LANES):
-            value = np.float64(x[i + lane])
-            lanes[0, lane] += value
-            lanes[1, lane] += abs(value)
-            lanes[2, lane] += value * value
-    half = LANES // 2 if whole > 0 else 0
-    while half > 0:
-        for place in range(3):
-            for lane in range(half):
-                lanes[place, lane] += lanes[place, lane + half]
-        half //= 2
-    for i in range(whole, x.size):
-        value = np.float64(x[i])
-        lanes[0, 0] += value
-        lanes[1, 0] += abs(value)
-        lanes[2, 0] += value * value
+            at, line = np.uint64(start + lane), np.uint64(lane)
+            m0, m1, m2, m3 = abs(x[at]), abs(x[at + _L1]), abs(x[at + _L2]), abs(x[at + _L3])
+            places[line] = _place(m0, factors, parking[lane])
+            places[line + _L1] = _place(m1, factors, parking[lane])
+            places[line + _L2] = _place(m2, factors, parking[lane])
+            places[line + _L3] = _place(m3, factors, parking[lane])
+            zeros = np.int32(m0 == 0) + np.int32(m1 == 0) + np.int32(m2 == 0) + np.int32(m3 == 0)
+            parked[lane] = np.int32(parked[lane] + zeros)
+        for lane in range(LANES):
+            at, line = np.uint64(start + lane), np.uint64(lane)
+            v0, v1 = np.float64(x[at]), np.float64(x[at + _L1])
+            v2, v3 = np.float64(x[at + _L2]), np.float64(x[at + _L3])
+            lanes[line] = lanes[line] + v0 + v1 + v2 + v3
+            lanes[line + _L1] = lanes[line + _L1] + abs(v0) + abs(v1) + abs(v2) + abs(v3)
+            lanes[line + _L2] = lanes[line + _L2] + v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3
+        for i in range(BLOCK):
+            counts[np.uint32(places[np.uint64(i)])] += 1
+        start += BLOCK
+    return start
 
 
 @kernel
-def _add_exactly(bits: int, limbs: NDArray[np.int64]) -> None:
-    """Add a finite float64, given by its bits, to an integer; limbs: int64 (LIMBS,)."""
+def _add_line(
+    x: NDArray[np.float32],
+    start: int,
+    factors: Factors,
+    counts: Counts,
+    lanes: NDArray[np.float64],
+    places: NDArray[np.int32],
+    parking: NDArray[np.int32],
+    parked: NDArray[np.int32],
+) -> None:
+    """Add the LANES elements from `start` on as `_add_blocks` does."""
+    for lane in range(LANES):
+        at = np.uint64(start + lane)
+        magnitude = abs(x[at])
+        places[np.uint64(lane)] = _place(magnitude, factors, parking[lane])
+        parked[lane] = np.int32(parked[lane] + np.int32(magnitude == 0))
+        value, line = np.float64(x[at]), np.uint64(lane)
+        lanes[line] += value
+        lanes[line + _L1] += abs(value)
+        lanes[line + _L2] += value * value
+    for i in range(LANES):
+        counts[np.uint32(places[np.uint64(i)])] += 1
+
+
+@kernel
+def _fold_lanes(lanes: NDArray[np.float64]) -> None:
+    """Add up the partial sums, in place: the totals are the first of each LANES."""
+    half = LANES // 2
+    while half > 0:
+        for first in range(0, 3 * LANES, LANES):
+            for lane in range(first, first + half):
+                lanes[lane] += lanes[lane + half]
+        half //= 2
+
+
+@kernel
+def _add_exactly(total: float, limbs: NDArray[np.int64]) -> None:
+    """Add a finite float64 to an integer; limbs: int64 (LIMBS,)."""
+    bits = int(np.float64(total).view(np.int64))
     exponent = (bits >> 52) & 0x7FF
     if exponent == 0:  # only 0: every sum is a multiple of 2**-298
         return
@@ -131,76 +207,155 @@ def _add_exactly(bits: int, limbs: NDArray[np.int64]) -> None:
 
 
 @kernel
-def _add_plane(
-    x: NDArray[np.float32],
-    counts: Counts,
-    exponents: NDArray[np.int64],
-    extremes: NDArray[np.int32],
-    tallies: NDArray[np.int64],
-    limbs: NDArray[np.int64],
-    lanes: NDArray[np.float64],
-) -> None:
-    """Fold one plane, float32 (size,), into its row of the state of `observe_into`."""
-    lowest, highest, zeros = _scan(x.view(np.int32))
-    if highest >= INFINITE_KEY or lowest <= ~INFINITE_KEY:
-        before = x.size
-        x = x[np.isfinite(x)]
-        tallies[NONFINITE] += before - x.size
-        lowest, highest, zeros = _scan(x.view(np.int32))
-    if x.size == 0:
-        return
-    extremes[0] = min(extremes[0], lowest)
-    extremes[1] = max(extremes[1], highest)
-    tallies[COUNT] += x.size
-    tallies[ZEROS] += zeros
-    if zeros == x.size:
-        return
-    _sum_lanes(x, lanes)
-    sums = lanes.view(np.int64)
-    for place in range(3):
-        _add_exactly(int(sums[place, 0]), limbs[place])
-    # |x| < 2**above, hence below the end of the last bin
-    largest = max(int(highest), ~int(lowest))
-    above = (largest >> 23) - 126
-    if above == -126:  # denormal
-        above = math.frexp(float(largest))[1] - 149
-    needed = above - int(math.log2(counts.size))
-    if exponents[0] == UNUSED:
-        exponents[0] = needed
-    elif needed > exponents[0]:
-        widen(counts, needed - exponents[0])
-        exponents[0] = needed
-    per_unit = math.ldexp(1.0, -int(exponents[0]))
-    # Zeros are counted with the rest and taken back: a branch on them is mispredicted.
-    for i in range(x.size):
-        counts[int(abs(np.float64(x[i])) * per_unit)] += 1
-    counts[0] -= zeros
+def _unpark(counts: Counts, parked: NDArray[np.int32]) -> int:
+    """Take the zeros out of the counts again; return their number."""
+    zeros = 0
+    for lane in range(LANES):
+        zeros += parked[lane]
+    if zeros > 0 and counts.size >= LANES:
+        for lane in range(LANES):
+            counts[lane] -= parked[lane]
+    else:
+        counts[0] -= zeros
+    parked[:] = 0
+    return zeros
 
 
 @kernel
-def _add_row(
+def _power_above(bits: int) -> int:
+    """Return the least k with |x| < 2**k, for the bits of a magnitude that is not 0."""
+    power = (bits >> 23) - 126
+    return power if power > -126 else math.frexp(float(bits))[1] - 149  # denormal
+
+
+@kernel
+def _bits_of_power(power: int) -> int:
+    """Return the bits of 2**power as a magnitude: 0 or those of inf where float32 ends."""
+    if power > -127:
+        return min(power + 127, 255) << 23
+    return 1 << (power + 149) if power >= -149 else 0
+
+
+@kernel
+def _factors(exponent: int) -> Factors:
+    """Return what magnitudes are multiplied with, one after the other, to be counted in bins.
+
+    float32 need not hold their product; powers of two are exact, but for results far below 1.
+    """
+    half = -exponent >> 1
+    return np.float32(math.ldexp(1.0, half)), np.float32(math.ldexp(1.0, -exponent - half))
+
+
+@kernel
+def _add_plane(
     x: NDArray[np.float32],
-    row: int,
+    log_bins: int,
+    counts: Counts,
+    exponents: NDArray[np.int64],
+    ends: NDArray[np.int32],
+    tallies: NDArray[np.int64],
+    limbs: NDArray[np.int64],
+    lanes: NDArray[np.float64],
+    places: NDArray[np.int32],
+    parking: NDArray[np.int32],
+    parked: NDArray[np.int32],
+) -> None:
+    """Fold one plane, float32 (size,), into its row of the state of `observe_into`.
+
+    Work space: lanes, float64 (3 * LANES,), and of `_add_blocks` places, int32 (BLOCK,), and
+    parking and parked, int32 (LANES,): the bin where each lane counts its zeros, and how many.
+    """
+    bits = x.view(np.int32)
+    lanes[:] = 0.0
+    parked[:] = 0
+    count, zeros, start = x.size, 0, 0
+    exponent = exponents[0]
+    used = exponent != UNUSED
+    factors = _factors(exponent if used else 0)
+    limit = _bits_of_power(exponent + log_bins) if used else 1
+    while start < x.size:
+        start = _add_blocks(
+            x, bits, start, limit, factors, ends, counts, lanes, places, parking, parked
+        )
+        size = min(BLOCK, x.size - start)
+        lowest, highest = _scan(bits, start, start + size)
+        largest = max(int(highest), ~int(lowest))
+        if size > 0 and largest >= INFINITE_KEY:
+            rest = x[start:]
+            x = rest[np.isfinite(rest)]  # a block begins here: the lanes go on where they are
+            bits = x.view(np.int32)
+            count -= rest.size - x.size
+            tallies[NONFINITE] += rest.size - x.size
+            start = 0
+            continue
+        if size > 0 and largest >= limit:
+            zeros += _unpark(counts, parked)
+            power = _power_above(largest)
+            if used:
+                widen(counts, power - log_bins - exponent)
+            used, exponent = True, power - log_bins
+            factors = _factors(exponent)
+            limit = _bits_of_power(power)
+        if size == BLOCK:
+            continue
+        ends[0], ends[1] = min(ends[0], lowest), max(ends[1], highest)
+        while start + LANES <= x.size:
+            _add_line(x, start, factors, counts, lanes, places, parking, parked)
+            start += LANES
+        break
+    _fold_lanes(lanes)
+    for i in range(start, x.size):
+        value = np.float64(x[i])
+        lanes[0] += value
+        lanes[LANES] += abs(value)
+        lanes[2 * LANES] += value * value
+        counts[_place(abs(x[i]), factors, parking[0])] += 1
+        parked[0] += x[i] == 0
+    exponents[0] = exponent
+    tallies[COUNT] += count
+    tallies[ZEROS] += zeros + _unpark(counts, parked)
+    for place in range(3):
+        _add_exactly(lanes[place * LANES], limbs[place])
+
+
+@kernel
+def _add_rows(
+    x: NDArray[np.float32],
+    first: int,
+    last: int,
     counts: Counts,
     exponents: NDArray[np.int64],
     extremes: NDArray[np.int32],
     tallies: NDArray[np.int64],
     limbs: NDArray[np.int64],
 ) -> None:
-    """Fold the planes of one row: one channel, or all of them if there is one row."""
+    """Fold the planes of some rows: one channel each, or all channels if there is one row."""
     planes = x.shape[1] // counts.shape[0]
-    lanes = np.empty((3, LANES), np.float64)
-    for n in range(x.shape[0]):
-        for plane in range(row * planes, (row + 1) * planes):
-            _add_plane(
-                x[n, plane],
-                counts[row],
-                exponents[row : row + 1],
-                extremes[row],
-                tallies[row],
-                limbs[row],
-                lanes,
-            )
+    log_bins = int(math.log2(counts.shape[1]))
+    lanes = np.empty(3 * LANES, np.float64)
+    places, parked = np.empty(BLOCK, np.int32), np.empty(LANES, np.int32)
+    parking = np.zeros(LANES, np.int32)
+    if counts.shape[1] >= LANES:
+        for lane in range(LANES):
+            parking[lane] = lane
+    for row in range(first, last):
+        bins, exponent, ends = counts[row], exponents[row : row + 1], extremes[row]
+        tally, sums = tallies[row], limbs[row]
+        for n in range(x.shape[0]):
+            for plane in range(row * planes, (row + 1) * planes):
+                _add_plane(
+                    x[n, plane],
+                    log_bins,
+                    bins,
+                    exponent,
+                    ends,
+                    tally,
+                    sums,
+                    lanes,
+                    places,
+                    parking,
+                    parked,
+                )
 
 
 @kernel
@@ -219,8 +374,7 @@ def observe_into(
     or UNUSED; extremes: int32 (rows, 2), order keys of minimum and maximum; tallies: int64
     (rows, 3); limbs: int64 (rows, 3, LIMBS).
     """
-    for row in range(counts.shape[0]):
-        _add_row(x, row, counts, exponents, extremes, tallies, limbs)
+    _add_rows(x, 0, counts.shape[0], counts, exponents, extremes, tallies, limbs)
 
 
 @parallel_kernel
@@ -233,8 +387,11 @@ def observe_parallel_into(
     limbs: NDArray[np.int64],
 ) -> None:
     """Do as `observe_into`, with the rows on several threads."""
-    for row in prange(counts.shape[0]):
-        _add_row(x, row, counts, exponents, extremes, tallies, limbs)
+    rows = counts.shape[0]
+    runs = min(rows, _RUNS)
+    for run in prange(runs):
+        first, last = rows * run // runs, rows * (run + 1) // runs
+        _add_rows(x, first, last, counts, exponents, extremes, tallies, limbs)
 
 
 @kernel
