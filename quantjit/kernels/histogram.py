@@ -54,6 +54,7 @@ BLOCK = 4 * LANES
 """Elements that are worked on at a time."""
 
 _L1, _L2, _L3 = np.uint64(LANES), np.uint64(2 * LANES), np.uint64(3 * LANES)
+_PARKING, _PARKED = np.uint64(BLOCK), np.uint64(BLOCK + LANES)
 _RUNS = 64  # of rows, among the threads
 
 
@@ -107,38 +108,41 @@ def _add_blocks(
     x: NDArray[np.float32],
     bits: NDArray[np.int32],
     start: int,
+    stop: int,
     limit: int,
     factors: Factors,
-    ends: NDArray[np.int32],
+    row: int,
+    extremes: NDArray[np.int32],
     counts: Counts,
     lanes: NDArray[np.float64],
-    places: NDArray[np.int32],
-    parking: NDArray[np.int32],
-    parked: NDArray[np.int32],
+    work: NDArray[np.int32],
 ) -> int:
     """Add blocks of a plane to the partial sums of x, |x| and x**2 and to the counts.
 
-    Element i belongs to lane i mod LANES.  Each lane takes the elements of a block at once, in
-    order, so that its sums stay in registers; memory, arithmetic and the stores of counts overlap.
-    To add 1 to one bin again and again is to wait for the store before: zeros, often most of a
-    blob, go to a bin for each lane, `parking`, and are taken back by `_unpark`.
+    Element i of a plane belongs to lane i mod LANES.  Each lane takes the elements of a block at
+    once, in order, so that its sums stay in registers; memory, arithmetic and the stores of counts
+    overlap.  To add 1 to one bin again and again is to wait for the store before: zeros, often most
+    of a blob, are parked in a bin for each lane and taken back by `_unpark`.
 
     Returns where the first block with a magnitude of `limit` or more begins, or the rest.
     """
-    while start + BLOCK <= x.size:
+    while start + BLOCK <= stop:
         lowest, highest = _scan(bits, start, start + BLOCK)
         if max(int(highest), ~int(lowest)) >= limit:
             return start
-        ends[0], ends[1] = min(ends[0], lowest), max(ends[1], highest)
+        extremes[row, 0] = min(extremes[row, 0], lowest)
+        extremes[row, 1] = max(extremes[row, 1], highest)
         for lane in range(LANES):
+            # unsigned: no test for an index from the end
             at, line = np.uint64(start + lane), np.uint64(lane)
             m0, m1, m2, m3 = abs(x[at]), abs(x[at + _L1]), abs(x[at + _L2]), abs(x[at + _L3])
-            places[line] = _place(m0, factors, parking[lane])
-            places[line + _L1] = _place(m1, factors, parking[lane])
-            places[line + _L2] = _place(m2, factors, parking[lane])
-            places[line + _L3] = _place(m3, factors, parking[lane])
+            parking = work[line + _PARKING]
+            work[line] = _place(m0, factors, parking)
+            work[line + _L1] = _place(m1, factors, parking)
+            work[line + _L2] = _place(m2, factors, parking)
+            work[line + _L3] = _place(m3, factors, parking)
             zeros = np.int32(m0 == 0) + np.int32(m1 == 0) + np.int32(m2 == 0) + np.int32(m3 == 0)
-            parked[lane] = np.int32(parked[lane] + zeros)
+            work[line + _PARKED] = np.int32(work[line + _PARKED] + zeros)
         for lane in range(LANES):
             at, line = np.uint64(start + lane), np.uint64(lane)
             v0, v1 = np.float64(x[at]), np.float64(x[at + _L1])
@@ -147,7 +151,7 @@ def _add_blocks(
             lanes[line + _L1] = lanes[line + _L1] + abs(v0) + abs(v1) + abs(v2) + abs(v3)
             lanes[line + _L2] = lanes[line + _L2] + v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3
         for i in range(BLOCK):
-            counts[np.uint32(places[np.uint64(i)])] += 1
+            counts[row, np.uint32(work[np.uint64(i)])] += 1
         start += BLOCK
     return start
 
@@ -157,67 +161,78 @@ def _add_line(
     x: NDArray[np.float32],
     start: int,
     factors: Factors,
+    row: int,
     counts: Counts,
     lanes: NDArray[np.float64],
-    places: NDArray[np.int32],
-    parking: NDArray[np.int32],
-    parked: NDArray[np.int32],
+    work: NDArray[np.int32],
 ) -> None:
     """Add the LANES elements from `start` on as `_add_blocks` does."""
     for lane in range(LANES):
-        at = np.uint64(start + lane)
+        at, line = np.uint64(start + lane), np.uint64(lane)
         magnitude = abs(x[at])
-        places[np.uint64(lane)] = _place(magnitude, factors, parking[lane])
-        parked[lane] = np.int32(parked[lane] + np.int32(magnitude == 0))
-        value, line = np.float64(x[at]), np.uint64(lane)
+        work[line] = _place(magnitude, factors, work[line + _PARKING])
+        work[line + _PARKED] = np.int32(work[line + _PARKED] + np.int32(magnitude == 0))
+        value = np.float64(x[at])
         lanes[line] += value
         lanes[line + _L1] += abs(value)
         lanes[line + _L2] += value * value
     for i in range(LANES):
-        counts[np.uint32(places[np.uint64(i)])] += 1
+        counts[row, np.uint32(work[np.uint64(i)])] += 1
 
 
 @kernel
 def _fold_lanes(lanes: NDArray[np.float64]) -> None:
-    """Add up the partial sums, in place: the totals are the first of each LANES."""
-    half = LANES // 2
-    while half > 0:
-        for first in range(0, 3 * LANES, LANES):
-            for lane in range(first, first + half):
-                lanes[lane] += lanes[lane + half]
-        half //= 2
+    """Add up the partial sums, in place: the totals are the first of each LANES.
+
+    Halves are added to halves; the loops have fixed lengths, which makes them vectors.
+    """
+    for first in range(0, 3 * LANES, LANES):
+        for lane in range(LANES // 2):
+            at = np.uint64(first + lane)
+            lanes[at] += lanes[at + np.uint64(LANES // 2)]
+        for lane in range(LANES // 4):
+            at = np.uint64(first + lane)
+            lanes[at] += lanes[at + np.uint64(LANES // 4)]
+        for lane in range(LANES // 8):
+            at = np.uint64(first + lane)
+            lanes[at] += lanes[at + np.uint64(LANES // 8)]
+        even, odd = lanes[first] + lanes[first + 2], lanes[first + 1] + lanes[first + 3]
+        lanes[first] = even + odd
 
 
 @kernel
-def _add_exactly(total: float, limbs: NDArray[np.int64]) -> None:
-    """Add a finite float64 to an integer; limbs: int64 (LIMBS,)."""
+def _add_exactly(total: float, row: int, place: int, limbs: NDArray[np.int64]) -> None:
+    """Add a finite float64 to an integer; limbs: int64 (rows, 3, LIMBS)."""
     bits = int(np.float64(total).view(np.int64))
     exponent = (bits >> 52) & 0x7FF
     if exponent == 0:  # only 0: every sum is a multiple of 2**-298
         return
     mantissa = (bits & _FRACTION) | (_FRACTION + 1)
     sign = -1 if bits < 0 else 1
-    place = exponent - 1075 - UNIT  # of the mantissa's last bit; a sum of 2**-298 has it at 2
-    limb, shift = place >> 5, place & 31
+    last = exponent - 1075 - UNIT  # place of the mantissa's last bit; 2**-298 has it at 2
+    limb, shift = last >> 5, last & 31
     low = (mantissa & _LIMB_BITS) << shift
     high = (mantissa >> 32) << shift
-    limbs[limb] += sign * (low & _LIMB_BITS)
-    limbs[limb + 1] += sign * ((low >> 32) + (high & _LIMB_BITS))
-    limbs[limb + 2] += sign * (high >> 32)
+    limbs[row, place, limb] += sign * (low & _LIMB_BITS)
+    limbs[row, place, limb + 1] += sign * ((low >> 32) + (high & _LIMB_BITS))
+    limbs[row, place, limb + 2] += sign * (high >> 32)
 
 
 @kernel
-def _unpark(counts: Counts, parked: NDArray[np.int32]) -> int:
-    """Take the zeros out of the counts again; return their number."""
+def _unpark(row: int, counts: Counts, work: NDArray[np.int32]) -> int:
+    """Take the parked zeros out of the counts again; return their number."""
     zeros = 0
     for lane in range(LANES):
-        zeros += parked[lane]
-    if zeros > 0 and counts.size >= LANES:
+        zeros += work[np.uint64(lane) + _PARKED]
+    if zeros == 0:
+        return 0
+    if counts.shape[1] >= LANES:
         for lane in range(LANES):
-            counts[lane] -= parked[lane]
+            counts[row, lane] -= work[np.uint64(lane) + _PARKED]
     else:
-        counts[0] -= zeros
-    parked[:] = 0
+        counts[row, 0] -= zeros
+    for lane in range(LANES):
+        work[np.uint64(lane) + _PARKED] = 0
     return zeros
 
 
@@ -249,73 +264,75 @@ def _factors(exponent: int) -> Factors:
 @kernel
 def _add_plane(
     x: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    start: int,
+    stop: int,
+    row: int,
     log_bins: int,
     counts: Counts,
     exponents: NDArray[np.int64],
-    ends: NDArray[np.int32],
+    extremes: NDArray[np.int32],
     tallies: NDArray[np.int64],
     limbs: NDArray[np.int64],
     lanes: NDArray[np.float64],
-    places: NDArray[np.int32],
-    parking: NDArray[np.int32],
-    parked: NDArray[np.int32],
-) -> None:
-    """Fold one plane, float32 (size,), into its row of the state of `observe_into`.
+    work: NDArray[np.int32],
+) -> int:
+    """Fold a plane, or the rest of one, into its row of the state of `observe_into`.
 
-    Work space: lanes, float64 (3 * LANES,), and of `_add_blocks` places, int32 (BLOCK,), and
-    parking and parked, int32 (LANES,): the bin where each lane counts its zeros, and how many.
+    x: float32, a blob, bits: the same as int32; the plane is from `start` to `stop`.  lanes:
+    float64 (3 * LANES,), 0 before a plane.  work: int32, bins of a block (BLOCK,), then for each
+    lane the bin where it parks its zeros and the number of these, 0.
+
+    Returns `stop`, or where the first block with an element that is not finite begins: what comes
+    before it is in `lanes` and the state but for the sums.
     """
-    bits = x.view(np.int32)
-    lanes[:] = 0.0
-    parked[:] = 0
-    count, zeros, start = x.size, 0, 0
-    exponent = exponents[0]
+    first, zeros = start, 0
+    exponent = exponents[row]
     used = exponent != UNUSED
     factors = _factors(exponent if used else 0)
     limit = _bits_of_power(exponent + log_bins) if used else 1
-    while start < x.size:
+    is_finite = True
+    while start < stop and is_finite:
         start = _add_blocks(
-            x, bits, start, limit, factors, ends, counts, lanes, places, parking, parked
+            x, bits, start, stop, limit, factors, row, extremes, counts, lanes, work
         )
-        size = min(BLOCK, x.size - start)
+        size = min(BLOCK, stop - start)
+        if size == 0:
+            break
         lowest, highest = _scan(bits, start, start + size)
         largest = max(int(highest), ~int(lowest))
-        if size > 0 and largest >= INFINITE_KEY:
-            rest = x[start:]
-            x = rest[np.isfinite(rest)]  # a block begins here: the lanes go on where they are
-            bits = x.view(np.int32)
-            count -= rest.size - x.size
-            tallies[NONFINITE] += rest.size - x.size
-            start = 0
-            continue
-        if size > 0 and largest >= limit:
-            zeros += _unpark(counts, parked)
+        is_finite = largest < INFINITE_KEY
+        if is_finite and largest >= limit:
+            zeros += _unpark(row, counts, work)
             power = _power_above(largest)
             if used:
-                widen(counts, power - log_bins - exponent)
+                widen(counts[row], power - log_bins - exponent)
             used, exponent = True, power - log_bins
             factors = _factors(exponent)
             limit = _bits_of_power(power)
-        if size == BLOCK:
-            continue
-        ends[0], ends[1] = min(ends[0], lowest), max(ends[1], highest)
-        while start + LANES <= x.size:
-            _add_line(x, start, factors, counts, lanes, places, parking, parked)
-            start += LANES
-        break
-    _fold_lanes(lanes)
-    for i in range(start, x.size):
-        value = np.float64(x[i])
-        lanes[0] += value
-        lanes[LANES] += abs(value)
-        lanes[2 * LANES] += value * value
-        counts[_place(abs(x[i]), factors, parking[0])] += 1
-        parked[0] += x[i] == 0
-    exponents[0] = exponent
-    tallies[COUNT] += count
-    tallies[ZEROS] += zeros + _unpark(counts, parked)
-    for place in range(3):
-        _add_exactly(lanes[place * LANES], limbs[place])
+        if is_finite and size < BLOCK:
+            extremes[row, 0] = min(extremes[row, 0], lowest)
+            extremes[row, 1] = max(extremes[row, 1], highest)
+            while start + LANES <= stop:
+                _add_line(x, start, factors, row, counts, lanes, work)
+                start += LANES
+            break
+    exponents[row] = exponent
+    if is_finite:
+        _fold_lanes(lanes)
+        for i in range(start, stop):
+            value = np.float64(x[i])
+            lanes[0] += value
+            lanes[LANES] += abs(value)
+            lanes[2 * LANES] += value * value
+            counts[row, _place(abs(x[i]), factors, np.int32(0))] += 1
+            work[_PARKED] += x[i] == 0
+        start = stop
+        for place in range(3):
+            _add_exactly(lanes[place * LANES], row, place, limbs)
+    tallies[row, COUNT] += start - first
+    tallies[row, ZEROS] += zeros + _unpark(row, counts, work)
+    return start
 
 
 @kernel
@@ -330,32 +347,34 @@ def _add_rows(
     limbs: NDArray[np.int64],
 ) -> None:
     """Fold the planes of some rows: one channel each, or all channels if there is one row."""
-    planes = x.shape[1] // counts.shape[0]
+    channels, size = x.shape[1], x.shape[2]
+    planes = channels // counts.shape[0]
     log_bins = int(math.log2(counts.shape[1]))
     lanes = np.empty(3 * LANES, np.float64)
-    places, parked = np.empty(BLOCK, np.int32), np.empty(LANES, np.int32)
-    parking = np.zeros(LANES, np.int32)
+    work = np.zeros(BLOCK + 2 * LANES, np.int32)
     if counts.shape[1] >= LANES:
         for lane in range(LANES):
-            parking[lane] = lane
+            work[BLOCK + lane] = lane
+    flat = x.reshape(-1)
+    bits = flat.view(np.int32)
     for row in range(first, last):
-        bins, exponent, ends = counts[row], exponents[row : row + 1], extremes[row]
-        tally, sums = tallies[row], limbs[row]
         for n in range(x.shape[0]):
             for plane in range(row * planes, (row + 1) * planes):
-                _add_plane(
-                    x[n, plane],
-                    log_bins,
-                    bins,
-                    exponent,
-                    ends,
-                    tally,
-                    sums,
-                    lanes,
-                    places,
-                    parking,
-                    parked,
-                )
+                start = (n * channels + plane) * size
+                stop = start + size
+                lanes[:] = 0.0
+                seen = _add_plane(
+                    flat, bits, start, stop, row, log_bins,
+                    counts, exponents, extremes, tallies, limbs, lanes, work,
+                )  # fmt: skip
+                if seen < stop:
+                    rest = flat[seen:stop]
+                    kept = rest[np.isfinite(rest)]  # a block began: the lanes go on where they are
+                    tallies[row, NONFINITE] += rest.size - kept.size
+                    _add_plane(
+                        kept, kept.view(np.int32), 0, kept.size, row, log_bins,
+                        counts, exponents, extremes, tallies, limbs, lanes, work,
+                    )  # fmt: skip
 
 
 @kernel
