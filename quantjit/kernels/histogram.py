@@ -267,6 +267,7 @@ def _add_plane(
     bits: NDArray[np.int32],
     start: int,
     stop: int,
+    is_begun: bool,
     row: int,
     log_bins: int,
     counts: Counts,
@@ -279,15 +280,16 @@ def _add_plane(
 ) -> int:
     """Fold a plane, or the rest of one, into its row of the state of `observe_into`.
 
-    x: float32, a blob, bits: the same as int32; the plane is from `start` to `stop`.  lanes:
-    float64 (3 * LANES,), 0 before a plane.  work: int32, bins of a block (BLOCK,), then for each
-    lane the bin where it parks its zeros and the number of these, 0.
+    x: float32, a blob, bits: the same as int32; the plane is from `start` to `stop`.  is_begun:
+    whether the lanes hold another part of it.  lanes: float64 (3 * LANES,), 0 before and after a
+    plane.  work: int32, bins of a block (BLOCK,), then for each lane the bin where it parks its
+    zeros and the number of these, 0.
 
     Returns `stop`, or where the first block with an element that is not finite begins: what comes
     before it is in `lanes` and the state but for the sums.
     """
     first, zeros = start, 0
-    exponent = exponents[row]
+    exponent = int(exponents[row])
     used = exponent != UNUSED
     factors = _factors(exponent if used else 0)
     limit = _bits_of_power(exponent + log_bins) if used else 1
@@ -319,7 +321,8 @@ def _add_plane(
             break
     exponents[row] = exponent
     if is_finite:
-        _fold_lanes(lanes)
+        if is_begun or start > first:
+            _fold_lanes(lanes)
         for i in range(start, stop):
             value = np.float64(x[i])
             lanes[0] += value
@@ -330,9 +333,36 @@ def _add_plane(
         start = stop
         for place in range(3):
             _add_exactly(lanes[place * LANES], row, place, limbs)
+        for lane in range(3 * LANES):
+            lanes[lane] = 0.0
     tallies[row, COUNT] += start - first
     tallies[row, ZEROS] += zeros + _unpark(row, counts, work)
     return start
+
+
+@kernel
+def _add_finite(
+    x: NDArray[np.float32],
+    start: int,
+    stop: int,
+    row: int,
+    log_bins: int,
+    counts: Counts,
+    exponents: NDArray[np.int64],
+    extremes: NDArray[np.int32],
+    tallies: NDArray[np.int64],
+    limbs: NDArray[np.int64],
+    lanes: NDArray[np.float64],
+    work: NDArray[np.int32],
+) -> None:
+    """Fold the finite elements of the rest of a plane, where `_add_plane` ended."""
+    rest = x[start:stop]
+    kept = rest[np.isfinite(rest)]  # a block was to begin: the lanes go on where they are
+    tallies[row, NONFINITE] += rest.size - kept.size
+    _add_plane(
+        kept, kept.view(np.int32), 0, kept.size, True, row, log_bins,
+        counts, exponents, extremes, tallies, limbs, lanes, work,
+    )  # fmt: skip
 
 
 @kernel
@@ -350,7 +380,7 @@ def _add_rows(
     channels, size = x.shape[1], x.shape[2]
     planes = channels // counts.shape[0]
     log_bins = int(math.log2(counts.shape[1]))
-    lanes = np.empty(3 * LANES, np.float64)
+    lanes = np.zeros(3 * LANES, np.float64)
     work = np.zeros(BLOCK + 2 * LANES, np.int32)
     if counts.shape[1] >= LANES:
         for lane in range(LANES):
@@ -362,17 +392,13 @@ def _add_rows(
             for plane in range(row * planes, (row + 1) * planes):
                 start = (n * channels + plane) * size
                 stop = start + size
-                lanes[:] = 0.0
                 seen = _add_plane(
-                    flat, bits, start, stop, row, log_bins,
+                    flat, bits, start, stop, False, row, log_bins,
                     counts, exponents, extremes, tallies, limbs, lanes, work,
                 )  # fmt: skip
                 if seen < stop:
-                    rest = flat[seen:stop]
-                    kept = rest[np.isfinite(rest)]  # a block began: the lanes go on where they are
-                    tallies[row, NONFINITE] += rest.size - kept.size
-                    _add_plane(
-                        kept, kept.view(np.int32), 0, kept.size, row, log_bins,
+                    _add_finite(
+                        flat, seen, stop, row, log_bins,
                         counts, exponents, extremes, tallies, limbs, lanes, work,
                     )  # fmt: skip
 
