@@ -60,6 +60,11 @@ class BlobStats:
         """Bins of each histogram."""
         return int(self.counts.shape[1])
 
+    @staticmethod
+    def row_bytes(bins: int) -> int:
+        """Memory of one row of statistics with so many bins, whatever it has seen."""
+        return 4 * bins + 8 + 8 + 3 * 8 + 3 * 8 * kernels.LIMBS
+
     def update(self, x: NDArray[np.float32], *, parallel: bool = False) -> None:
         """Fold in a batch.
 
@@ -101,6 +106,18 @@ class BlobStats:
         self._limbs += _carried(other._limbs)
         self._carry()
         self.images += other.images
+
+    def coarsened(self, bins: int) -> "BlobStats":
+        """Return the same statistics in fewer bins: the same bits as if gathered with so many."""
+        steps = self.bins.bit_length() - bins.bit_length()
+        if steps < 0 or bins < 2 or bins & (bins - 1):
+            raise ValueError(f"{self.bins} bins cannot become {bins}")
+        state = self.state()
+        rows = state["counts"].reshape(self.channels, bins, -1)
+        state["counts"] = rows.sum(axis=2, dtype=np.int64)
+        used = self._exponents != kernels.UNUSED
+        state["exponents"] = np.where(used, self._exponents + steps, self._exponents)
+        return BlobStats.from_state(state)
 
     def per_tensor(self) -> "BlobStats":
         """Return the statistics of the whole tensor: the same bits as if gathered with one row."""
