@@ -27,6 +27,7 @@ TARGETS = 128
 _TERMS = 2 * TARGETS  # runs and cut bins, the last place is unused
 _SQRT_HALF_BITS = 0x3FE6A09E00000000  # high word of the float64 sqrt(1/2)
 _LN2 = math.log(2.0)
+_FEW_CHANNELS = 16  # below, a team of threads costs more than it gains
 _SLACK = 1e-9  # of a divergence: a bound is not trusted beyond the rounding of the sums
 
 
@@ -158,8 +159,12 @@ def _search_divergence(counts: Counts) -> int:
 @parallel_kernel
 def search_divergence_into(counts: Counts, out: NDArray[np.int64]) -> None:
     """Write the number of bins to keep; counts: (channels, bins), out: int64 (channels,)."""
-    for c in prange(out.size):
-        out[c] = _search_divergence(counts[c])
+    if out.size < _FEW_CHANNELS:
+        for c in range(out.size):
+            out[c] = _search_divergence(counts[c])
+    else:
+        for c in prange(out.size):
+            out[c] = _search_divergence(counts[c])
 
 
 @kernel
