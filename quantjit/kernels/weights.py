@@ -137,26 +137,27 @@ def _follow_few(
     count, rises = row.size, step > before
     few[:] = row
     moves = np.empty(row.size, np.int8)
-    far, left = step, np.inf
+    far, left = np.float32(np.inf) if rises else _ZERO, np.inf
     while step != before and (step > before) == rises:
         move = abs(np.float64(step) - np.float64(before))
         before = step
         fitted, norm = _fit(few[:count], step, lanes)
         step = np.float32((kept_fitted + fitted) / (kept_norm + norm))
-        if (before > far) if rises else (before < far):
-            break
         if move * _WINDOW < left / _NARROWER:
             left = move * _WINDOW
-            far = np.float32(before + left if rises else max(before - left, 0.5 * before))
+            here = float(np.float64(before))
+            far = np.float32(here + left if rises else max(here - left, 0.5 * here))
             among, count = count, 0
             for i in range(among):
                 moves[i] = _round(few[i] / before) != _round(few[i] / far)
             for i in range(among):
                 few[count] = few[i]
-                count += moves[i]
+                count += int(moves[i])
             others_fitted, others_norm = _fit(few[:count], before, lanes)
             kept_fitted += fitted - others_fitted
             kept_norm += norm - others_norm
+        if (step > far) if rises else (step < far):
+            break
     return step
 
 
