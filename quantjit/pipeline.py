@@ -1,46 +1,30 @@
 """The main job, step by step: read, calibrate, solve, quantize, write, verify.
 
 Each step is a short function that a notebook can call by itself; `run` is all of them in order.
-Images are independent: each thread runs the whole network on one image at a time, and what it saw
-is folded into statistics whose value does not depend on the order.
 """
 
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
 
 from quantjit import formats, metrics, quantizer
-from quantjit.dataset import Dataset, Preprocess, Sample, Samples
-from quantjit.errors import CalibrationError, DataError, FormatError, UsageError
-from quantjit.executor import Executor, count_macs, infer_shapes, plan_memory
-from quantjit.graph import Array, Graph
-from quantjit.kernels.compare import count_nonfinite
+from quantjit.calibration import (
+    Calibration,
+    OnProgress,
+    calibrate,
+    no_progress,
+)
+from quantjit.dataset import Dataset, Preprocess, Samples
+from quantjit.errors import DataError, FormatError, UsageError
+from quantjit.executor import count_macs, infer_shapes, plan_memory
+from quantjit.flow import Flow, Resources, Worker
+from quantjit.graph import Graph
 from quantjit.metrics import Comparer, Comparison, ImageResult
 from quantjit.ops import Shape
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
-from quantjit.stats import BlobStats, ReferenceStats
 from quantjit.table import CalibrationTable
-
-R = TypeVar("R")
-
-OnProgress = Callable[[str, int, int], None]
-"""``on_progress(stage, done, total)``, called from the main thread."""
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
-    del stage, done, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +43,6 @@ class Inputs:
         return Dataset.open(
             path, input_shapes(graph), self.preprocess, limit=self.limit, max_bad=self.max_bad
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Nonfinite:
-    """NaN or infinite values of a blob that were left out, and the input they came with."""
-
-    file: str
-    blob: str
-    values: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The evidence of one pass: statistics by blob, inputs used, and what was left out."""
-
-    stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats]
-    images: int
-    nonfinite: tuple[Nonfinite, ...]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,94 +120,6 @@ def input_shapes(graph: Graph) -> dict[str, Shape]:
     return {blob.name: blob.shape for blob in graph.inputs}
 
 
-def calibrate(
-    graph: Graph,
-    dataset: Samples,
-    settings: Settings,
-    *,
-    jobs: int | None = None,
-    nonfinite: str = "fail",
-    on_progress: OnProgress = no_progress,
-) -> Calibration:
-    """Run the float network on every input and gather the statistics of the blobs.
-
-    graph: with its activations fused.  nonfinite: "fail" raises CalibrationError naming blob and
-    file, "skip" leaves such values out and lists them.  One pass; in compat mode two, as the
-    original reads its data.
-    """
-    start = time.perf_counter()
-    channels = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
-    stats: dict[str, BlobStats] | dict[str, ReferenceStats]
-    if settings.compat:
-        stats = reference = {blob: ReferenceStats(count) for blob, count in channels.items()}
-        # Running means are sums of floats: their order is that of the files.
-        threads = 1 if settings.blob_method.startswith("aciq") else jobs
-        ranges = {blob: seen.update_range for blob, seen in reference.items()}
-        watch = _Watch(ranges, nonfinite)
-        images = _observe(graph, dataset, watch, threads, on_progress, "ranges")
-        for seen in reference.values():
-            seen.start_histogram()
-        counts = {blob: seen.update_histogram for blob, seen in reference.items()}
-        again = _Watch(counts, "skip")  # what the first pass let through
-        _observe(graph, dataset, again, threads, on_progress, "histograms")
-    else:
-        stats = bounded = {blob: BlobStats(count) for blob, count in channels.items()}
-        watch = _Watch({blob: seen.update for blob, seen in bounded.items()}, nonfinite)
-        images = _observe(graph, dataset, watch, jobs, on_progress, "calibrate")
-    return Calibration(stats, images, watch.found(), time.perf_counter() - start)
-
-
-class _Watch:
-    """Folds blobs into their statistics; several threads, one lock a blob."""
-
-    def __init__(self, updates: Mapping[str, Callable[[Array], object]], nonfinite: str) -> None:
-        self._updates = updates
-        self._locks = {blob: threading.Lock() for blob in updates}
-        self._fails = nonfinite == "fail"
-        self._found: dict[tuple[str, str], int] = {}
-
-    def update(self, file: str, blob: str, array: Array) -> None:
-        """Fold one blob of one input."""
-        if blob not in self._updates:
-            return
-        bad = count_nonfinite(array.ravel())
-        if bad:
-            if self._fails:
-                raise CalibrationError(
-                    blob,
-                    f"{bad} NaN or infinite values with {file}; --nonfinite skip leaves them out",
-                )
-            self._found[file, blob] = bad
-            array = np.where(np.isfinite(array), array, np.float32(0))
-        with self._locks[blob]:
-            self._updates[blob](array)
-
-    def found(self) -> tuple[Nonfinite, ...]:
-        """Return what was left out, ordered by file and blob."""
-        return tuple(Nonfinite(*place, values) for place, values in sorted(self._found.items()))
-
-
-def _observe(
-    graph: Graph,
-    dataset: Samples,
-    watch: _Watch,
-    jobs: int | None,
-    on_progress: OnProgress,
-    stage: str,
-) -> int:
-    """Run the network on every input, show each blob to the watch, and count the inputs."""
-
-    def make_worker() -> Callable[[Sample], None]:
-        executor = Executor(graph)
-
-        def run(sample: Sample) -> None:
-            executor.run(sample.arrays, lambda blob, array: watch.update(sample.file, blob, array))
-
-        return run
-
-    return sum(1 for _ in _each(dataset, make_worker, jobs, on_progress, stage))
-
-
 def verify(
     reference: Graph,
     quantized: Graph,
@@ -258,68 +135,26 @@ def verify(
     labels: file name -> class index; every input must be in it.
     """
 
-    def make_worker() -> Callable[[Sample], tuple[str, ImageResult]]:
+    def make_worker() -> Worker[tuple[str, ImageResult]]:
         comparer = Comparer(reference, quantized)
-        return lambda sample: (sample.file, comparer.run(sample.arrays))
+        return lambda samples: [(each.file, comparer.run(each.arrays)) for each in samples]
 
     known: list[int] | None = None if labels is None else []
+    total = len(dataset)
 
     def results() -> Iterator[ImageResult]:
-        for file, result in _each(dataset, make_worker, jobs, on_progress, "verify"):
-            if labels is not None and known is not None:
-                known.append(_label(labels, file))
-            yield result
+        with Flow(
+            dataset,
+            make_worker,
+            Resources.of(jobs),
+            on_progress=lambda done: on_progress("verify", done, total),
+        ) as flow:
+            for file, result in flow.advance():
+                if labels is not None and known is not None:
+                    known.append(_label(labels, file))
+                yield result
 
     return metrics.combine(reference, quantized, results(), known, why_float)
-
-
-def _each(
-    dataset: Samples,
-    make_worker: Callable[[], Callable[[Sample], R]],
-    jobs: int | None,
-    on_progress: OnProgress,
-    stage: str,
-) -> Iterator[R]:
-    """Yield what a worker makes of each readable input, in the order of the files.
-
-    Each thread has a worker of its own; at most two inputs a thread are under way, so that memory
-    does not grow with their number.
-    """
-    threads = jobs or _cores()
-    local = threading.local()
-
-    def work(index: int) -> list[R]:
-        samples = dataset.load(index)
-        if not hasattr(local, "worker"):
-            local.worker = make_worker()
-        return [local.worker(sample) for sample in samples]
-
-    under_way: deque[Future[list[R]]] = deque()
-    total, done = len(dataset), 0
-    with ThreadPoolExecutor(threads) as pool:
-        indices = iter(range(total))
-        try:
-            while True:
-                for index in islice(indices, 2 * threads - len(under_way)):
-                    under_way.append(pool.submit(work, index))
-                if not under_way:
-                    break
-                try:
-                    yield from under_way.popleft().result()
-                except DataError as error:
-                    dataset.skip(error)
-                done += 1
-                on_progress(stage, done, total)
-        finally:
-            for future in under_way:
-                future.cancel()
-    dataset.check()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ------------------------------------------------------------------ the whole job

@@ -65,8 +65,8 @@ class BlobStats:
         """Memory of one row of statistics with so many bins, whatever it has seen."""
         return 4 * bins + 8 + 8 + 3 * 8 + 3 * 8 * kernels.LIMBS
 
-    def update(self, x: NDArray[np.float32], *, parallel: bool = False) -> None:
-        """Fold in a batch.
+    def update(self, x: NDArray[np.float32], *, parallel: bool = False) -> int:
+        """Fold in a batch; return how many of its elements are NaN or infinite.
 
         x: float32, batch first, axis 1 the channels unless there is one row of statistics.
         parallel: channels on several threads, for calls from one thread on large blobs.
@@ -80,6 +80,7 @@ class BlobStats:
         self._planes += planes
         if self._planes >= kernels.PLANES_BEFORE_CARRY:
             self._carry()
+        nonfinite = int(self._tallies[:, kernels.NONFINITE].sum())
         state = self.counts, self._exponents, self._extremes, self._tallies, self._limbs
         if parallel:
             with _PARALLEL:
@@ -87,6 +88,7 @@ class BlobStats:
         else:
             kernels.observe_into(block, *state)
         self.images += batch
+        return int(self._tallies[:, kernels.NONFINITE].sum()) - nonfinite
 
     def merge(self, other: "BlobStats") -> None:
         """Add what another has seen of the same blob: exact, in any order and grouping."""
