@@ -71,13 +71,13 @@ def _divergence(
     before, cut = work[4], work[5]  # mass before the bin that a run begins in, and of it, if cut
     for target in range(TARGETS + 1):
         place = target * kept
-        i = np.uint64(place >> 7)  # unsigned: no test for an index from the end
+        at = np.uint64(place >> 7)  # unsigned: no test for an index from the end
         share = (place & 127) / 128
-        below, bin_mass = mass[i], mass[i + _NEXT] - mass[i]
+        below, bin_mass = mass[at], mass[at + _NEXT] - mass[at]
         before[target] = below
         cut[target] = bin_mass if share > 0 else 0.0
         ends[target] = below + share * bin_mass
-        logs[target] = filled[i] + share * (filled[i + _NEXT] - filled[i])
+        logs[target] = filled[at] + share * (filled[at + _NEXT] - filled[at])
     for target in range(TARGETS):
         # 128 divides the places, so these differences are exact and an empty run is 0.
         width = logs[target + 1] - logs[target]

@@ -1,0 +1,126 @@
+"""How scales move with the number of inputs, and what is said and decided from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantjit import calibration, pipeline
+from quantjit.convergence import LEAST_INPUTS, Convergence, Tracker
+from quantjit.dataset import ArraySamples
+from quantjit.quantizer import Settings, solve
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SETTINGS = Settings("minmax", "minmax", "channel")
+
+
+def convergence(inputs, **scales):
+    return Convergence(
+        inputs,
+        {
+            blob: np.array(rows, np.float32).reshape(len(inputs), -1)
+            for blob, rows in scales.items()
+        },
+    )
+
+
+def test_moves_are_relative_to_the_larger_and_averaged():
+    found = convergence((1, 2, 4), a=[1, 2, 1.5], b=[[0, 4, 0], [0, 4, 1], [0, 5, 1]])
+    moves = found.moves()
+    np.testing.assert_allclose(moves["a"], [0.5, 0.25])
+    np.testing.assert_allclose(moves["b"], [1 / 3, 0.2 / 3], rtol=1e-6)
+
+
+def test_the_last_doubling():
+    assert Convergence((), {}).doubling() is None
+    assert convergence((1,), a=[1]).doubling() is None
+    assert convergence((2, 3), a=[1, 1]).doubling() is None
+    assert convergence((1, 2, 4), a=[1, 1, 1]).doubling() == (1, 2)
+    assert convergence((1, 2, 4, 5), a=[1, 1, 1, 1]).doubling() == (1, 3)
+
+
+def test_what_moves_is_listed_the_most_first():
+    found = convergence((32, 64), a=[1, 1], b=[1, 1.02], c=[2, 1], d=[1, 1.005])
+    assert list(found.moving()) == ["c", "b"]
+    assert found.moving()["c"] == pytest.approx(0.5)
+    assert list(found.moving(0.1)) == ["c"]
+    assert not found.is_stable()
+    assert found.is_stable(0.6)
+
+
+def test_advice():
+    enough = convergence((32, 64), a=[1, 1], b=[2, 2])
+    assert enough.advice() == (
+        "scales of 2 of 2 blobs moved less than 1 % from 32 to 64 inputs: enough"
+    )
+    moving = convergence((32, 64), a=[1, 1], b=[1, 2])
+    assert moving.advice() == (
+        "scales of 1 of 2 blobs moved less than 1 % from 32 to 64 inputs: more would change them; "
+        "most: b 50.0 %"
+    )
+    blobs = {f"blob{i}": [1, 1] for i in range(39)}
+    nearly = convergence((32, 64), b=[1, 2], **blobs)
+    assert nearly.is_stable()
+    assert "enough; most: b 50.0 %" in nearly.advice()
+
+
+@pytest.mark.parametrize("inputs", [(1,), (8, 16), (20, LEAST_INPUTS - 1)])
+def test_few_inputs_say_nothing(inputs):
+    found = convergence(inputs, a=np.ones(len(inputs)))
+    assert "too few inputs" in found.advice()
+    assert not found.is_stable()
+    nothing = Convergence((), {})
+    assert "too few inputs" in nothing.advice()
+    assert not nothing.is_stable()
+
+
+def demo_samples(graph, count, seed=0):
+    """Inputs whose range has settled after a few, but for one that comes late."""
+    (shape,) = pipeline.input_shapes(graph).values()
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(-1, 1, (4, *shape)).astype(np.float32)
+    return ArraySamples([{graph.inputs[0].name: base[i % 4]} for i in range(count)])
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return pipeline.load(DATA / "demo.tnnproto")
+
+
+@pytest.mark.jit
+def test_snapshots_are_what_a_calibration_of_so_many_gives(graph):
+    samples = demo_samples(graph, 11)
+    tracker = Tracker(graph, SETTINGS)
+    found = calibration.calibrate(graph, samples, SETTINGS, on_snapshot=tracker.take)
+    result = tracker.finish(found.images, found.stats)
+    assert result.inputs == (1, 2, 4, 8, 11)
+    for place, count in enumerate(result.inputs):
+        alone = calibration.calibrate(graph, demo_samples(graph, count), SETTINGS)
+        scales = solve(graph, alone.stats, SETTINGS).scales
+        assert scales.keys() == result.scales.keys()
+        for blob, params in scales.items():
+            np.testing.assert_array_equal(result.scales[blob][place], params.scale)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_until_stable_ends_at_the_same_input_however_it_runs(graph, jobs, batch):
+    samples = demo_samples(graph, 100)
+    tracker = Tracker(graph, SETTINGS, until_stable=True)
+    found = calibration.calibrate(
+        graph, samples, SETTINGS, jobs=jobs, batch=batch, on_snapshot=tracker.take
+    )
+    assert found.images == LEAST_INPUTS
+    assert tracker.finish(found.images, found.stats).inputs == (1, 2, 4, 8, 16, 32)
+    alone = calibration.calibrate(graph, demo_samples(graph, LEAST_INPUTS), SETTINGS)
+    assert found.stats == alone.stats
+
+
+@pytest.mark.jit
+def test_without_until_stable_nothing_ends_early(graph):
+    tracker = Tracker(graph, SETTINGS)
+    samples = demo_samples(graph, 40)
+    found = calibration.calibrate(graph, samples, SETTINGS, on_snapshot=tracker.take)
+    assert found.images == 40
+    assert tracker.finish(40, found.stats).is_stable()
