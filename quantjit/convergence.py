@@ -1,9 +1,9 @@
 """How many inputs are enough: how the solved scales moved as inputs came in.
 
-Snapshots are taken when exactly the first 1, 2, 4, 8 ... inputs are in the statistics, in the order
+Snapshots are taken when exactly the first 16, 32, 64 ... inputs are in the statistics, in the order
 of the files, so that neither threads nor batches show, and once more at the end.  From each the
-scales are solved as they would be if the calibration ended there; a blob that hardly moved while
-the inputs doubled will hardly move when they double again.
+scales are solved as if the calibration ended there; a blob that hardly moved while the inputs
+doubled will hardly move when they double again.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantjit import quantizer
-from quantjit.graph import Graph
-from quantjit.quant import QuantParams
-from quantjit.quantizer import Settings
+from quantjit.solvers import BlobSolver
 from quantjit.stats import BlobStats
 
 TOLERANCE = 0.01
 """Relative move of a scale that is called none: a hundredth of a step of int8."""
 
-LEAST_INPUTS = 32
+FIRST_SNAPSHOT = 16
+
+LEAST_INPUTS = 2 * FIRST_SNAPSHOT
 """Inputs before which nothing is called stable: a few alike say nothing about the others."""
+
+CHANNELS = 4
+"""Channels of a blob that are followed, spread evenly: solving all of them takes too long."""
 
 STABLE_SHARE = 0.95
 """Share of the blobs that must not move: the range of some grows with every outlier."""
@@ -33,7 +35,7 @@ class Convergence:
     """The solved scales after each snapshot.
 
     inputs: number of inputs, rising; the last is all of them.  scales: blob name -> float32
-    (snapshots, channels), one channel where the blob has one scale.
+    (snapshots, channels): of the one scale of the blob, or of up to CHANNELS of its channels.
     """
 
     inputs: tuple[int, ...]
@@ -111,30 +113,32 @@ class Tracker:
 
     Parameters
     ----------
-    graph, settings : as for `quantjit.quantizer.solve`
+    solver : of the blobs
     until_stable : whether the calibration is to end once its scales are stable
     """
 
-    def __init__(self, graph: Graph, settings: Settings, *, until_stable: bool = False) -> None:
-        self._graph = graph
-        self._settings = settings
+    def __init__(self, solver: BlobSolver, *, until_stable: bool = False) -> None:
+        self._solver = solver
         self._until_stable = until_stable
         self._inputs: list[int] = []
-        self._scales: list[Mapping[str, QuantParams]] = []
+        self._scales: list[dict[str, NDArray[np.float32]]] = []
 
     def take(self, inputs: int, stats: Mapping[str, BlobStats]) -> bool:
-        """Take a snapshot of the first `inputs` inputs; return whether to end the calibration.
+        """Look at the first `inputs` inputs; return whether to end the calibration.
 
-        It is decided here only, at 1, 2, 4, 8 ... inputs in their order: neither threads nor
+        It is decided here only, at 16, 32, 64 ... inputs in their order: neither threads nor
         batches show in what is used.
         """
-        if all(not seen.is_empty for seen in stats.values()):
-            self._scales.append(quantizer.solve(self._graph, stats, self._settings).scales)
-            self._inputs.append(inputs)
-        return self._until_stable and bool(self._inputs) and self.convergence().is_stable()
+        if inputs < FIRST_SNAPSHOT:
+            return False
+        self._scales.append(
+            {blob: self._solver.solve(_few_channels(seen)).scale for blob, seen in stats.items()}
+        )
+        self._inputs.append(inputs)
+        return self._until_stable and self.convergence().is_stable()
 
     def finish(self, inputs: int, stats: Mapping[str, BlobStats]) -> Convergence:
-        """Take the last snapshot, of all inputs, unless it is taken; return how scales moved."""
+        """Look at all inputs, unless that was done; return how the scales moved."""
         if not self._inputs or inputs > self._inputs[-1]:
             self.take(inputs, stats)
         return self.convergence()
@@ -144,5 +148,19 @@ class Tracker:
         blobs = self._scales[0] if self._scales else {}
         return Convergence(
             tuple(self._inputs),
-            {blob: np.stack([scales[blob].scale for scales in self._scales]) for blob in blobs},
+            {blob: np.stack([scales[blob] for scales in self._scales]) for blob in blobs},
         )
+
+
+def _few_channels(seen: BlobStats) -> BlobStats:
+    """Return the statistics of a few channels only."""
+    if seen.channels <= CHANNELS:
+        return seen
+    rows = np.arange(CHANNELS) * seen.channels // CHANNELS
+    state = seen.state()
+    return BlobStats.from_state(
+        {
+            name: array[rows] if array.shape[0] == seen.channels else array
+            for name, array in state.items()
+        }
+    )

@@ -8,7 +8,9 @@ import pytest
 from quantjit import calibration, pipeline
 from quantjit.convergence import LEAST_INPUTS, Convergence, Tracker
 from quantjit.dataset import ArraySamples
-from quantjit.quantizer import Settings, solve
+from quantjit.quantizer import Settings
+from quantjit.solvers import blob_solvers
+from quantjit.stats import BlobStats
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SETTINGS = Settings("minmax", "minmax", "channel")
@@ -87,40 +89,63 @@ def graph():
     return pipeline.load(DATA / "demo.tnnproto")
 
 
-@pytest.mark.jit
-def test_snapshots_are_what_a_calibration_of_so_many_gives(graph):
-    samples = demo_samples(graph, 11)
-    tracker = Tracker(graph, SETTINGS)
-    found = calibration.calibrate(graph, samples, SETTINGS, on_snapshot=tracker.take)
-    result = tracker.finish(found.images, found.stats)
-    assert result.inputs == (1, 2, 4, 8, 11)
-    for place, count in enumerate(result.inputs):
-        alone = calibration.calibrate(graph, demo_samples(graph, count), SETTINGS)
-        scales = solve(graph, alone.stats, SETTINGS).scales
-        assert scales.keys() == result.scales.keys()
-        for blob, params in scales.items():
-            np.testing.assert_array_equal(result.scales[blob][place], params.scale)
+def gather(stats_of, count):
+    """The first `count` random blobs, as statistics by name."""
+    stats = {blob: BlobStats(rows, 64) for blob, rows in (("one", 1), ("many", 10))}
+    for i in range(count):
+        for blob, seen in stats.items():
+            seen.update(stats_of(blob, i))
+    return stats
+
+
+def settling(blob, i):
+    rng = np.random.default_rng(i % 4)
+    return rng.normal(size=(1, 10, 6)).astype(np.float32) * (1 if blob == "one" else 3)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "asymmetric"])
+def test_snapshots_are_what_so_many_inputs_give(method):
+    solver = blob_solvers()[method]
+    tracker = Tracker(solver)
+    counts = (1, 2, 4, 8, 16, 32, 40)
+    for count in counts[:-1]:
+        assert not tracker.take(count, gather(settling, count))
+    result = tracker.finish(40, gather(settling, 40))
+    assert result.inputs == tracker.finish(40, {}).inputs == (16, 32, 40)
+    for place, count in enumerate((16, 32, 40)):
+        stats = gather(settling, count)
+        one, many = (solver.solve(stats[blob]).scale for blob in ("one", "many"))
+        np.testing.assert_array_equal(result.scales["one"][place], one)
+        np.testing.assert_array_equal(result.scales["many"][place], many[[0, 2, 5, 7]])
+    assert result.is_stable()
+    assert "enough" in result.advice()
+
+
+def test_the_end_is_asked_for_and_only_when_stable():
+    solver = blob_solvers()["minmax"]
+    eager, patient = Tracker(solver, until_stable=True), Tracker(solver)
+    assert not eager.take(16, gather(settling, 16))
+    assert eager.take(32, gather(settling, 32))
+    assert not patient.take(16, gather(settling, 16))
+    assert not patient.take(32, gather(settling, 32))
+
+    def growing(blob, i):
+        return settling(blob, i) * np.float32(1 + i)
+
+    restless = Tracker(solver, until_stable=True)
+    assert not any(restless.take(count, gather(growing, count)) for count in (16, 32, 64))
+    assert "more would change them" in restless.convergence().advice()
 
 
 @pytest.mark.jit
-@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("jobs", [1, 3])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_until_stable_ends_at_the_same_input_however_it_runs(graph, jobs, batch):
-    samples = demo_samples(graph, 100)
-    tracker = Tracker(graph, SETTINGS, until_stable=True)
+    tracker = Tracker(SETTINGS.blob_solver, until_stable=True)
     found = calibration.calibrate(
-        graph, samples, SETTINGS, jobs=jobs, batch=batch, on_snapshot=tracker.take
+        graph, demo_samples(graph, 100), SETTINGS, jobs=jobs, batch=batch, on_snapshot=tracker.take
     )
     assert found.images == LEAST_INPUTS
-    assert tracker.finish(found.images, found.stats).inputs == (1, 2, 4, 8, 16, 32)
+    assert tracker.finish(found.images, found.stats).inputs == (16, 32)
     alone = calibration.calibrate(graph, demo_samples(graph, LEAST_INPUTS), SETTINGS)
     assert found.stats == alone.stats
-
-
-@pytest.mark.jit
-def test_without_until_stable_nothing_ends_early(graph):
-    tracker = Tracker(graph, SETTINGS)
-    samples = demo_samples(graph, 40)
-    found = calibration.calibrate(graph, samples, SETTINGS, on_snapshot=tracker.take)
-    assert found.images == 40
-    assert tracker.finish(40, found.stats).is_stable()
