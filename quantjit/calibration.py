@@ -4,6 +4,7 @@
 appends and is interrupted without a loss, and its result is bit for bit that of one pass.
 """
 
+import dataclasses
 import math
 import threading
 import time
@@ -11,18 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from quantjit import quantizer
-from quantjit.dataset import Dataset, Identity, Sample, Samples
+from quantjit.dataset import Dataset, Identity, Preprocess, Sample, Samples
 from quantjit.errors import CalibrationError, DataError, Interrupted, QuantJitError, UsageError
 from quantjit.executor import Executor, infer_shapes, plan_memory
 from quantjit.flow import Clock, Flow, Resources, Worker, cores
 from quantjit.graph import Array, Graph
 from quantjit.kernels.compare import count_nonfinite
 from quantjit.quantizer import Settings
-from quantjit.statistics_file import InputRecord, Origin, StatisticsFile
+from quantjit.statistics_file import InputRecord, Origin, StatisticsFile, fingerprint
 from quantjit.stats import BlobStats, ReferenceStats
 
 OnProgress = Callable[[str, int, int], None]
@@ -36,7 +38,7 @@ None is under way: the statistics hold still during the call.  True ends the pas
 
 BINS, LEAST_BINS = 4096, 256
 
-_PROGRAM_BYTES = 230 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
+_PROGRAM_BYTES = 200 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
 _STATISTICS_BYTES = 2**30  # that statistics may take where no budget is given
 _SAVING_FACTOR = 3  # statistics, their table and its encoded form
 _CACHE_BYTES = 2**20  # of a core: batches whose blobs fit it cost no memory traffic
@@ -194,8 +196,8 @@ class Work:
 class Calibration:
     """The evidence of one pass: statistics by blob, inputs used, and what was left out.
 
-    images: inputs in the statistics, those of earlier passes included.  seconds: of this pass.
-    work: None where statistics came from a file.
+    images: inputs in the statistics, of which new_images in this pass.  seconds: of this pass.
+    work: None where statistics came from a file, which `source` names.
     """
 
     stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats]
@@ -203,6 +205,8 @@ class Calibration:
     nonfinite: tuple[Nonfinite, ...]
     seconds: float
     work: Work | None = None
+    source: str = ""
+    new_images: int = 0
 
 
 class _Watch:
@@ -368,6 +372,69 @@ def _work(clock: Clock, resources: Resources, seconds: float) -> Work:
     return Work(resources.threads, resources.batch, seconds, *spent)
 
 
+# ------------------------------------------------------------------ statistics in files
+
+
+def origin_of(graph: Graph, preprocess: Preprocess, marks: str = "bytes") -> Origin:
+    """Return what statistics of this network and preprocessing are to be known by."""
+    return Origin(fingerprint(graph), _preprocess_facts(preprocess), marks)
+
+
+def _preprocess_facts(preprocess: Preprocess) -> dict[str, Any]:
+    """Return the preprocessing as JSON has it, one value where all channels have the same."""
+    facts: dict[str, Any] = dataclasses.asdict(preprocess)
+    for name in ("bias", "scale"):
+        values = list(facts[name])
+        facts[name] = values[:1] if len(set(values)) == 1 else values
+    return facts
+
+
+def blobs_to_gather(graph: Graph, merge: str) -> dict[str, int]:
+    """Return blob name -> rows for a statistics file: all blobs that any settings may ask for.
+
+    merge: "channel" for rows a channel, which serve every merge type; else one row a blob.
+    """
+    shapes = infer_shapes(graph)
+    blobs = quantizer.observed_blobs(graph, shapes, Settings(merge="mix"))
+    if merge != "channel":
+        return blobs
+    return blobs | quantizer.observed_blobs(graph, shapes, Settings(merge="channel"))
+
+
+def from_file(
+    path: Path, graph: Graph, settings: Settings, inputs: Preprocess | None
+) -> Calibration:
+    """Return the evidence of a statistics file, as a pass over the same inputs would give it.
+
+    inputs: how the caller's inputs are preprocessed, None where there are none.  Raises DataError
+    where the file is of another network or preprocessing, or lacks what the settings need.
+    """
+    if settings.compat:
+        raise UsageError("--compat tnn needs the data: the original's statistics cannot be merged")
+    found = StatisticsFile.load(path)
+    mine = Origin(
+        fingerprint(graph),
+        found.origin.preprocess if inputs is None else _preprocess_facts(inputs),
+        found.origin.marks,
+    )
+    StatisticsFile({}, (), mine).check_origin(found.origin, path)
+    stats = {}
+    for blob, rows in quantizer.observed_blobs(graph, infer_shapes(graph), settings).items():
+        seen = found.stats.get(blob)
+        if seen is None or rows > seen.channels:
+            missing = "no statistics" if seen is None else "no statistics per channel"
+            raise DataError(
+                path, f"holds {missing} of blob {blob!r}: calibrate with --merge-type channel"
+            )
+        stats[blob] = seen if rows == seen.channels else seen.per_tensor()
+    left_out = tuple(
+        Nonfinite(path.name, blob, int(seen.nonfinite.sum()))
+        for blob, seen in stats.items()
+        if seen.nonfinite.any()
+    )
+    return Calibration(stats, found.images, left_out, 0.0, source=str(path))
+
+
 # ------------------------------------------------------------------ a run that can be continued
 
 
@@ -435,7 +502,7 @@ class _Journal:
         if identity.name in self._fixed:
             raise UsageError(
                 f"{identity.name} is another file now than when it went into the checkpoint; "
-                "start again without --resume"
+                "to start again, delete that"
             )
         return False
 
@@ -458,9 +525,12 @@ class _Journal:
 class Gathering:
     """Statistics that are being gathered.
 
-    base: what was gathered before, to which this is added; its files are not read again.
-    is_resumed: whether `base` is an earlier part of this very run, so that none of its files may
-    be gone or changed.  origin: of a statistics file; None where none is written.
+    origin: of a statistics file; None where none is written.  base: what was gathered before, to
+    which this is added, and where it is from; its inputs are not run again.  is_fixed: whether
+    `base` is an earlier part of this very run, so that none of its files may be gone or changed.
+
+    Raises DataError where `base` is of another origin or has other rows of statistics, UsageError
+    where its files are gone.
     """
 
     graph: Graph
@@ -469,7 +539,8 @@ class Gathering:
     plan: Plan
     origin: Origin | None = None
     base: StatisticsFile | None = None
-    is_resumed: bool = False
+    base_path: Path | None = None
+    is_fixed: bool = False
     stats: dict[str, BlobStats] = field(init=False)
     _journal: _Journal = field(init=False)
 
@@ -477,12 +548,18 @@ class Gathering:
         self.stats = {blob: BlobStats(rows, self.plan.bins) for blob, rows in self.channels.items()}
         records: tuple[InputRecord, ...] = ()
         fixed: frozenset[str] = frozenset()
-        if self.base is not None:
-            for blob, seen in self.base.stats.items():
-                self.stats[blob].merge(seen)
-            records = self.base.inputs
-            if self.is_resumed:
-                fixed = frozenset(record.name for record in records)
+        if self.base is not None and self.origin is not None:
+            empty = StatisticsFile(self.stats, (), self.origin)
+            total = empty.merged(self.base, str(self.base_path))
+            self.stats, records = dict(total.stats), total.inputs
+        if self.is_fixed and isinstance(self.dataset, Dataset):
+            fixed = frozenset(record.name for record in records)
+            gone = fixed - {file.name for file in self.dataset.files}
+            if gone:
+                raise UsageError(
+                    f"{self.base_path} holds {len(gone)} inputs that are not among the files, "
+                    f"{min(gone)} for one; to start again, delete it"
+                )
         self._journal = _Journal(records, fixed)
 
     @property
@@ -534,7 +611,12 @@ class Gathering:
             raise Interrupted(self._save_interrupted(checkpoints, flow.files, total))
         seconds = time.perf_counter() - start
         return Calibration(
-            self.stats, images, watch.found(), seconds, _work(clock, resources, seconds)
+            self.stats,
+            images,
+            watch.found(),
+            seconds,
+            _work(clock, resources, seconds),
+            new_images=images - base,
         )
 
     def _advance(

@@ -3,14 +3,18 @@
 Each step is a short function that a notebook can call by itself; `run` is all of them in order.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantjit import formats, metrics, quantizer
+from quantjit import calibration as evidence
+from quantjit import formats, metrics, quantizer, statistics_file
 from quantjit.calibration import (
     Calibration,
+    Checkpoints,
+    Gathering,
     OnProgress,
+    Plan,
     calibrate,
     no_progress,
 )
@@ -24,6 +28,7 @@ from quantjit.ops import Shape
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
+from quantjit.statistics_file import StatisticsFile
 from quantjit.table import CalibrationTable
 
 
@@ -66,6 +71,21 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True)
+class Gathered:
+    """What `calibrate_files` and `merge_files` made.
+
+    calibration: None for a merge.  known: files that were in already.  skipped: input files that
+    could not be read, with the reason.
+    """
+
+    path: Path
+    file: StatisticsFile
+    calibration: Calibration | None = None
+    known: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """What `inspect` says of a node; macs for one input; why_float is "" where it is int8."""
 
@@ -82,7 +102,8 @@ class NodeFacts:
 class Inspection:
     """What `inspect` says of a network.
 
-    blob_bytes: of all float blobs together; arena_bytes: of the buffers they are run in.
+    blob_bytes: of all float blobs together; arena_bytes: of the buffers they are run in.  plan:
+    what a calibration would take; None for a network that is quantized already.
     """
 
     nodes: tuple[NodeFacts, ...]
@@ -91,6 +112,7 @@ class Inspection:
     is_quantized: bool
     blob_bytes: int
     arena_bytes: int
+    plan: Plan | None
 
 
 # ------------------------------------------------------------------ the steps
@@ -163,7 +185,7 @@ def verify(
 def run(
     proto: Path,
     model: Path | None,
-    input_path: Path,
+    input_path: Path | None,
     settings: Settings,
     *,
     inputs: Inputs | None = None,
@@ -172,12 +194,17 @@ def run(
     verify_inputs: int = 16,
     nonfinite: str = "fail",
     jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    statistics: Path | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Quantization:
     """Quantize a TNN network: read, calibrate, solve, quantize, write, read back and verify.
 
     output: the .tnnproto to write; its .tnnmodel goes beside it.  labels: CSV of file,label.
     verify_inputs: how many of the inputs are compared, spread evenly over them; 0 for none.
+    statistics: a file of `calibrate_files`, solved instead of reading the data; input_path is then
+    for the verification only, and may be None.  jobs, batch, memory: see `calibration.plan`.
     """
     inputs = inputs or Inputs()
     graph = read(proto, model)
@@ -187,15 +214,29 @@ def run(
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent}: no such folder to write to")
     graph = fuse_activation(graph)
-    dataset = inputs.open(input_path, graph)
-    calibration = calibrate(
-        graph, dataset, settings, jobs=jobs, nonfinite=nonfinite, on_progress=on_progress
-    )
+    dataset = None if input_path is None else inputs.open(input_path, graph)
+    if statistics is not None:
+        is_told = dataset is not None or inputs.preprocess != Preprocess()
+        how = inputs.preprocess if is_told else None
+        calibration = evidence.from_file(statistics, graph, settings, how)
+    elif dataset is not None:
+        calibration = calibrate(
+            graph,
+            dataset,
+            settings,
+            jobs=jobs,
+            batch=batch,
+            memory=memory,
+            nonfinite=nonfinite,
+            on_progress=on_progress,
+        )
+    else:
+        raise UsageError("give sample inputs or a statistics file")
     table = quantizer.solve(graph, calibration.stats, settings)
     paths = formats.save(quantizer.quantize(graph, table, settings), output)
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
-    if verify_inputs:
+    if verify_inputs and dataset is not None:
         comparison = verify(
             graph,
             quantized,
@@ -211,12 +252,87 @@ def run(
         quantized,
         table,
         calibration,
-        tuple(map(str, dataset.skipped)),
+        () if dataset is None else tuple(map(str, dataset.skipped)),
         comparison,
         paths,
         sum(path.stat().st_size for path in sources),
         sum(path.stat().st_size for path in paths),
     )
+
+
+def calibrate_files(
+    proto: Path,
+    model: Path | None,
+    input_path: Path,
+    output: Path,
+    *,
+    inputs: Inputs | None = None,
+    merge: str = "mix",
+    shard: tuple[int, int] | None = None,
+    append: bool = False,
+    resume: bool = False,
+    every: tuple[int | None, float | None] = (None, 60.0),
+    marks: str = "bytes",
+    nonfinite: str = "fail",
+    jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    on_progress: OnProgress = no_progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> Gathered:
+    """Gather the statistics of a network in a file that `run` solves from.
+
+    merge: "channel" for statistics that serve every merge type, else per tensor.  shard: number
+    from 1, and count.  append: add to what `output` holds.  resume: continue from the checkpoint,
+    where there is one.  every: checkpoints after so many inputs or seconds.  marks: see
+    `quantjit.dataset.MARKS`.  stop: see `Gathering.run`; Interrupted is raised when the checkpoint
+    is written.
+    """
+    inputs = inputs or Inputs()
+    graph = load(proto, model)
+    if graph.is_quantized:
+        raise FormatError(proto, "", "a float network", "one that is quantized already")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder to write to")
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if checkpoint.exists() and not resume:
+        raise UsageError(
+            f"{checkpoint} is of a run that did not end: --resume continues it; to start again, "
+            "delete it"
+        )
+    dataset = inputs.open(input_path, graph)
+    if shard is not None:
+        dataset = dataset.shard(*shard)
+    channels = evidence.blobs_to_gather(graph, merge)
+    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch, saves=True)
+    origin = evidence.origin_of(graph, inputs.preprocess, marks)
+    base_path = output if append else None
+    if resume:  # what is complete already is continued too: there is nothing left to do
+        base_path = next((path for path in (checkpoint, output) if path.exists()), base_path)
+    base = None if base_path is None else StatisticsFile.load(base_path)
+    gathering = Gathering(
+        graph, dataset, channels, plan, origin, base, base_path, is_fixed=resume and not append
+    )
+    calibration = gathering.run(
+        nonfinite,
+        checkpoints=Checkpoints(checkpoint, *every),
+        on_progress=on_progress,
+        stop=stop,
+    )
+    file = gathering.file()
+    file.save(output)
+    checkpoint.unlink(missing_ok=True)
+    skipped = tuple(map(str, dataset.skipped))
+    return Gathered(output, file, calibration, gathering.known, skipped)
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> Gathered:
+    """Add up statistics files: exactly as if all their inputs had been seen in one pass."""
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder to write to")
+    file = statistics_file.merge(paths)
+    file.save(output)
+    return Gathered(output, file)
 
 
 def verify_files(
@@ -248,8 +364,19 @@ def verify_files(
     )
 
 
-def inspect(proto: Path, model: Path | None, settings: Settings) -> Inspection:
-    """Say what is in a network and what would run in int8; the .tnnmodel may be missing."""
+def inspect(
+    proto: Path,
+    model: Path | None,
+    settings: Settings,
+    *,
+    jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+) -> Inspection:
+    """Say what is in a network and what would run in int8; the .tnnmodel may be missing.
+
+    jobs, batch, memory: of the calibration that is planned.
+    """
     with_weights = model is not None or proto.with_suffix(".tnnmodel").exists()
     graph = read(proto, model) if with_weights else _one_at_a_time(formats.load_structure(proto))
     fused = lower(graph) if graph.is_quantized else fuse_activation(graph)
@@ -271,9 +398,13 @@ def inspect(proto: Path, model: Path | None, settings: Settings) -> Inspection:
         )
         for node in fused.nodes
     )
+    plan = None
+    if not graph.is_quantized:
+        channels = quantizer.observed_blobs(fused, shapes, settings)
+        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory, saves=True)
     blob_bytes, arena_bytes = plan_memory(fused)
     return Inspection(
-        nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes
+        nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes, plan
     )
 
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantjit.calibration import BINS, Calibration, Plan, Work
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
 from quantjit.ops import Shape
-from quantjit.pipeline import Inspection, Quantization
+from quantjit.pipeline import Gathered, Inspection, Quantization
 from quantjit.quantizer import Settings
 
 GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
@@ -114,19 +115,35 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"instead of {size(inspection.blob_bytes)}",
         highlight=False,
     )
+    if inspection.plan is not None:
+        console.print(plan_text(inspection.plan), highlight=False)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return what a calibration would take."""
+    resources = plan.resources
+    fewer = "" if plan.bins == BINS else f" instead of {BINS}, to fit --memory"
+    return (
+        f"calibration: {plan.rows} rows of statistics with {plan.bins} bins{fewer}; at most "
+        f"{size(plan.total_bytes)} in all, whatever the number of inputs: statistics "
+        f"{size(plan.statistics_bytes)} (while they are written to a file), network "
+        f"{size(plan.network_bytes)}, inputs {size(plan.queue_bytes)}, the program "
+        f"{size(plan.program_bytes)}; {resources.threads} threads, batch {resources.batch}, "
+        f"{resources.depth} files loaded ahead"
+    )
 
 
 def print_quantization(console: Console, result: Quantization, settings: Settings) -> None:
     """Print what was done, how good it is, the worst nodes and what to try."""
     calibration, table = result.calibration, result.table
-    per_second = calibration.images / max(calibration.seconds, 1e-9)
+    if calibration.work is None:
+        rate = f"{calibration.images} inputs, from {calibration.source}"
+    else:
+        rate = _rate(calibration.images, calibration.work)
     rows = [
         ("settings", str(settings)),
-        (
-            "calibrated",
-            f"{calibration.images} inputs in {calibration.seconds:.1f} s ({per_second:.1f}/s), "
-            f"{len(table.scales)} blobs",
-        ),
+        ("calibrated", f"{rate}, {len(table.scales)} blobs"),
+        *_time_rows(calibration.work),
         ("int8", _coverage(result.graph, table.float_nodes)),
     ]
     if table.dead:
@@ -134,14 +151,7 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
         rows.append(
             ("dead", f"{channels} channels of {len(table.dead)} blobs never left 0 (kept harmless)")
         )
-    rows += [
-        ("left out", f"{item.values} NaN/Inf values of blob {item.blob!r} with {item.file}")
-        for item in calibration.nonfinite[:3]
-    ]
-    if result.skipped:
-        rows.append(
-            ("skipped", f"{len(result.skipped)} unreadable: {'; '.join(result.skipped[:3])}")
-        )
+    rows += _left_out_rows(calibration, result.skipped)
     rows.append(("written", "  ".join(map(str, result.paths))))
     rows.append(
         (
@@ -160,6 +170,58 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
                 "them: verify on the device"
             )
         _print_advice(console, advice)
+
+
+def print_gathered(console: Console, result: Gathered) -> None:
+    """Print what went into a statistics file, and how fast."""
+    file, calibration = result.file, result.calibration
+    rows: list[tuple[str, str]] = []
+    if calibration is not None and calibration.work is not None:
+        rows.append(("calibrated", _rate(calibration.new_images, calibration.work)))
+        rows += _time_rows(calibration.work)
+        rows += _left_out_rows(calibration, result.skipped)
+        if result.known:
+            rows.append(("in already", f"{result.known} files"))
+    lines = sum(seen.channels for seen in file.stats.values())
+    rows += [
+        (
+            "statistics",
+            f"{file.images} inputs, {len(file.stats)} blobs, {lines} rows of {file.bins} bins",
+        ),
+        ("inputs", f"sha256 {file.inputs_fingerprint}"),
+        ("written", f"{result.path} ({size(result.path.stat().st_size)})"),
+    ]
+    _print_rows(console, rows)
+
+
+def _rate(images: int, work: Work) -> str:
+    return f"{images} inputs in {work.seconds:.1f} s ({images / max(work.seconds, 1e-9):.1f}/s)"
+
+
+def _time_rows(work: Work | None) -> list[tuple[str, str]]:
+    """Return where the time went and what bounds it; loading overlaps the other two."""
+    if work is None:
+        return []
+    shares = [
+        f"{stage} {work.share(name):.0%}"
+        for stage, name in (
+            ("decode", "load"),
+            ("forward", "forward"),
+            ("statistics", "statistics"),
+        )
+    ]
+    threads = f"{work.threads} thread{'s' * (work.threads > 1)}, batch {work.batch}"
+    return [("time", f"{', '.join(shares)} of {threads}; bound by {work.bound_by}")]
+
+
+def _left_out_rows(calibration: Calibration, skipped: Sequence[str]) -> list[tuple[str, str]]:
+    rows = [
+        ("left out", f"{item.values} NaN/Inf values of blob {item.blob!r} with {item.file}")
+        for item in calibration.nonfinite[:3]
+    ]
+    if skipped:
+        rows.append(("skipped", f"{len(skipped)} unreadable: {'; '.join(skipped[:3])}"))
+    return rows
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -297,6 +359,7 @@ __all__ = [
     "inspection_frame",
     "node_frame",
     "print_comparison",
+    "print_gathered",
     "print_inspection",
     "print_quantization",
     "remedies",

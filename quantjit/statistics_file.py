@@ -104,9 +104,8 @@ class StatisticsFile:
 
     def frame(self) -> pl.DataFrame:
         """One row a blob and channel (null when per tensor)."""
-        states = [seen.state() for seen in self.stats.values()]
         rows = [seen.channels for seen in self.stats.values()]
-        counts = np.concatenate([state["counts"] for state in states])
+        counts = np.concatenate([seen.counts for seen in self.stats.values()])
         if counts.dtype == np.int64 and int(counts.max()) < _UINT32_END:
             counts = counts.astype(np.uint32)
         columns: dict[str, Any] = {
@@ -120,9 +119,9 @@ class StatisticsFile:
             columns[name] = np.concatenate([getattr(seen, name) for seen in self.stats.values()])
         columns["bin_width"] = np.concatenate([seen.bin_width for seen in self.stats.values()])
         columns["histogram"] = counts
+        exact = [seen.state(counts=False) for seen in self.stats.values()]
         for name in _NUMBERS_OF_STATE[1:]:
-            parts = [state[name].reshape(len(state[name]), -1) for state in states]
-            column = np.concatenate(parts)
+            column = np.concatenate([state[name].reshape(len(state[name]), -1) for state in exact])
             columns[f"exact_{name}"] = column[:, 0].copy() if column.shape[1] == 1 else column
         return pl.DataFrame(columns)
 

@@ -208,10 +208,13 @@ class BlobStats:
         """Share of the finite elements that are exactly 0, float64 (channels,)."""
         return self.zero_count / np.maximum(self.count, 1)
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Return all that `from_state` needs, as arrays: equal statistics give equal arrays."""
-        return {
-            "counts": self.counts.copy(),
+    def state(self, *, counts: bool = True) -> dict[str, NDArray[np.generic]]:
+        """Return all that `from_state` needs, as arrays: equal statistics give equal arrays.
+
+        counts: False leaves out the one large array.
+        """
+        state: dict[str, NDArray[np.generic]] = {"counts": self.counts.copy()} if counts else {}
+        return state | {
             "exponents": self._exponents.copy(),
             "extremes": self._extremes.copy(),
             "tallies": self._tallies.copy(),
