@@ -5,8 +5,8 @@
 
 Both read the same images and write a network with per-channel weights; ours also with the KL and
 MSE methods.  Prints seconds and peak memory of the process, the best of runs taken in turn, and
-each of ours as a ratio to each of the peer's.  Start-up is included, kernels are cached.  Nothing is
-asserted.
+each of ours as a ratio to each of the peer's.  Start-up is included, kernels are cached.  Nothing
+is asserted.
 """
 
 import argparse
