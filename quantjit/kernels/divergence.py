@@ -146,10 +146,14 @@ def _search_divergence(counts: Counts) -> int:
     mass = np.zeros(bins + 2, np.float64)
     entropy = np.zeros(bins + 2, np.float64)
     filled = np.zeros(bins + 2, np.float64)
+    values, logs = np.empty(bins, np.float64), np.empty(bins, np.float64)
+    for i in range(bins):
+        values[i] = max(float(counts[i]), 1.0)
+    logarithms_into(values, logs)
     for i in range(bins):
         count = float(counts[i])
         mass[i + 1] = mass[i] + count
-        entropy[i + 1] = entropy[i] + (count * math.log(count) if count > 0 else 0.0)
+        entropy[i + 1] = entropy[i] + count * logs[i]
         filled[i + 1] = filled[i] + (1.0 if count > 0 else 0.0)
         if count > 0:
             used = i + 1
