@@ -26,6 +26,7 @@ Where there are enough classified images, the loss of top-1 or the agreement dec
 
 _HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
 _MANY_IMAGES = 100  # from which a share of images is worth more than SQNR
+_NAMED_FILES = 20  # of those that could not be read
 _FEW_IMAGES = 50  # what TNN's own documentation asks for at least
 
 
@@ -220,7 +221,9 @@ def _left_out_rows(calibration: Calibration, skipped: Sequence[str]) -> list[tup
         for item in calibration.nonfinite[:3]
     ]
     if skipped:
-        rows.append(("skipped", f"{len(skipped)} unreadable: {'; '.join(skipped[:3])}"))
+        named = "; ".join(skipped[:_NAMED_FILES])
+        more = f"; and {len(skipped) - _NAMED_FILES} more" if len(skipped) > _NAMED_FILES else ""
+        rows.append(("skipped", f"{len(skipped)} unreadable: {named}{more}"))
     return rows
 
 
