@@ -206,12 +206,15 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             batch=given.batch,
             memory=given.memory,
             statistics=given.stats,
+            until_stable=given.until_stable,
             on_progress=progress.update,
         )
     if given.table:
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
         report.save_nodes(result.comparison, given.nodes_table)
+    if given.convergence and result.convergence:
+        report.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
         report.print_quantization(_console(), result, settings)
     return _gate(result.comparison, given.min_sqnr)
@@ -239,9 +242,12 @@ def _calibrate(argv: Sequence[str]) -> int:
             jobs=given.jobs,
             batch=given.batch,
             memory=given.memory,
+            until_stable=given.until_stable,
             on_progress=progress.update,
             stop=stop.is_set,
         )
+    if given.convergence and result.convergence:
+        report.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
         report.print_gathered(_console(), result)
     return 0

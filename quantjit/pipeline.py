@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantjit import calibration as evidence
-from quantjit import formats, metrics, quantizer, statistics_file
+from quantjit import formats, metrics, quantizer, solvers, statistics_file
 from quantjit.calibration import (
     Calibration,
     Checkpoints,
@@ -18,6 +18,7 @@ from quantjit.calibration import (
     calibrate,
     no_progress,
 )
+from quantjit.convergence import Convergence, Tracker
 from quantjit.dataset import Dataset, Preprocess, Samples
 from quantjit.errors import DataError, FormatError, UsageError
 from quantjit.executor import count_macs, infer_shapes, plan_memory
@@ -29,7 +30,10 @@ from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
 from quantjit.statistics_file import StatisticsFile
+from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
+
+_FOLLOWED = "mse"  # method whose scales tell whether statistics that any can use are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Quantization:
 
     graph: the float network with its activations fused; quantized: the int8 one as read back from
     `paths`; skipped: input files that could not be read, with the reason; comparison: None when
-    nothing was verified.
+    nothing was verified; convergence: None where the data were not read, or as the original does.
     """
 
     graph: Graph
@@ -68,6 +72,7 @@ class Quantization:
     paths: tuple[Path, ...]
     source_bytes: int
     target_bytes: int
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Gathered:
     calibration: Calibration | None = None
     known: int = 0
     skipped: tuple[str, ...] = ()
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +203,7 @@ def run(
     batch: int | None = None,
     memory: int | None = None,
     statistics: Path | None = None,
+    until_stable: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> Quantization:
     """Quantize a TNN network: read, calibrate, solve, quantize, write, read back and verify.
@@ -205,6 +212,7 @@ def run(
     verify_inputs: how many of the inputs are compared, spread evenly over them; 0 for none.
     statistics: a file of `calibrate_files`, solved instead of reading the data; input_path is then
     for the verification only, and may be None.  jobs, batch, memory: see `calibration.plan`.
+    until_stable: end the calibration once the scales hardly move; see `quantjit.convergence`.
     """
     inputs = inputs or Inputs()
     graph = read(proto, model)
@@ -214,6 +222,10 @@ def run(
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent}: no such folder to write to")
     graph = fuse_activation(graph)
+    if until_stable and (settings.compat or statistics is not None):
+        raise UsageError("--until-stable needs a pass over the data that is not that of TNN's tool")
+    tracker = Tracker(settings.blob_solver, until_stable=until_stable)
+    convergence = None
     dataset = None if input_path is None else inputs.open(input_path, graph)
     if statistics is not None:
         is_told = dataset is not None or inputs.preprocess != Preprocess()
@@ -229,7 +241,10 @@ def run(
             memory=memory,
             nonfinite=nonfinite,
             on_progress=on_progress,
+            on_snapshot=tracker.take,
         )
+        seen = {b: s for b, s in calibration.stats.items() if isinstance(s, BlobStats)}
+        convergence = tracker.finish(calibration.images, seen) if seen else None
     else:
         raise UsageError("give sample inputs or a statistics file")
     table = quantizer.solve(graph, calibration.stats, settings)
@@ -257,6 +272,7 @@ def run(
         paths,
         sum(path.stat().st_size for path in sources),
         sum(path.stat().st_size for path in paths),
+        convergence,
     )
 
 
@@ -277,6 +293,7 @@ def calibrate_files(
     jobs: int | None = None,
     batch: int | None = None,
     memory: int | None = None,
+    until_stable: bool = False,
     on_progress: OnProgress = no_progress,
     stop: Callable[[], bool] = lambda: False,
 ) -> Gathered:
@@ -286,8 +303,13 @@ def calibrate_files(
     from 1, and count.  append: add to what `output` holds.  resume: continue from the checkpoint,
     where there is one.  every: checkpoints after so many inputs or seconds.  marks: see
     `quantjit.dataset.MARKS`.  stop: see `Gathering.run`; Interrupted is raised when the checkpoint
-    is written.
+    is written.  until_stable: end once the scales hardly move; see `quantjit.convergence`.
     """
+    if until_stable and resume:
+        raise UsageError(
+            "--until-stable compares with what the interrupted run had seen: --resume without it "
+            "goes through all inputs"
+        )
     inputs = inputs or Inputs()
     graph = load(proto, model)
     if graph.is_quantized:
@@ -313,17 +335,20 @@ def calibrate_files(
     gathering = Gathering(
         graph, dataset, channels, plan, origin, base, base_path, is_fixed=resume and not append
     )
+    tracker = Tracker(solvers.blob_solvers()[_FOLLOWED], until_stable=until_stable)
     calibration = gathering.run(
         nonfinite,
         checkpoints=Checkpoints(checkpoint, *every),
         on_progress=on_progress,
+        on_snapshot=tracker.take,
         stop=stop,
     )
     file = gathering.file()
     file.save(output)
     checkpoint.unlink(missing_ok=True)
     skipped = tuple(map(str, dataset.skipped))
-    return Gathered(output, file, calibration, gathering.known, skipped)
+    convergence = tracker.finish(calibration.images, gathering.stats)
+    return Gathered(output, file, calibration, gathering.known, skipped, convergence)
 
 
 def merge_files(paths: Sequence[Path], output: Path) -> Gathered:

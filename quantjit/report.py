@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantjit.calibration import BINS, Calibration, Plan, Work
+from quantjit.convergence import Convergence
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
 from quantjit.ops import Shape
@@ -47,6 +48,35 @@ def node_frame(comparison: Comparison) -> pl.DataFrame:
             "why_float": [row.why_float for row in rows],
         }
     )
+
+
+def convergence_frame(convergence: Convergence) -> pl.DataFrame:
+    """One row a scale and snapshot: blob, channel, inputs, scale, move since the last (mean)."""
+    rows: dict[str, list[object]] = {name: [] for name in ("blob", "channel", "inputs", "scale")}
+    moves: list[float | None] = []
+    for blob, scales in convergence.scales.items():
+        moved: list[float | None] = [None, *convergence.moves()[blob].tolist()]
+        for inputs, move, at_once in zip(convergence.inputs, moved, scales, strict=True):
+            for channel, scale in enumerate(at_once.tolist()):
+                for name, value in zip(rows, (blob, channel, inputs, scale), strict=True):
+                    rows[name].append(value)
+                moves.append(move)
+    types = {"blob": pl.String, "channel": pl.Int64, "inputs": pl.Int64, "scale": pl.Float32}
+    return pl.DataFrame({**rows, "blob_move": moves}, schema={**types, "blob_move": pl.Float64})
+
+
+def save_convergence(convergence: Convergence, path: Path) -> None:
+    """Write `convergence_frame` as .csv or .parquet."""
+    from quantjit.table import save_frame
+
+    save_frame(convergence_frame(convergence), path)
+
+
+def _convergence_rows(convergence: Convergence | None) -> list[tuple[str, str]]:
+    """Return one line of advice, none for few inputs: there the advice is to take more."""
+    if convergence is None or convergence.doubling() is None:
+        return []
+    return [("converged", convergence.advice())]
 
 
 def inspection_frame(inspection: Inspection) -> pl.DataFrame:
@@ -145,6 +175,7 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
         ("settings", str(settings)),
         ("calibrated", f"{rate}, {len(table.scales)} blobs"),
         *_time_rows(calibration.work),
+        *_convergence_rows(result.convergence),
         ("int8", _coverage(result.graph, table.float_nodes)),
     ]
     if table.dead:
@@ -180,6 +211,7 @@ def print_gathered(console: Console, result: Gathered) -> None:
     if calibration is not None and calibration.work is not None:
         rows.append(("calibrated", _rate(calibration.new_images, calibration.work)))
         rows += _time_rows(calibration.work)
+        rows += _convergence_rows(result.convergence)
         rows += _left_out_rows(calibration, result.skipped)
         if result.known:
             rows.append(("in already", f"{result.known} files"))
@@ -359,6 +391,7 @@ def save_nodes(comparison: Comparison, path: Path) -> None:
 
 __all__ = [
     "NodeError",
+    "convergence_frame",
     "inspection_frame",
     "node_frame",
     "print_comparison",
@@ -366,6 +399,7 @@ __all__ = [
     "print_inspection",
     "print_quantization",
     "remedies",
+    "save_convergence",
     "save_nodes",
     "verdict",
 ]
