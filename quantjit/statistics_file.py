@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from quantjit.table import save_bytes
 VERSION = 1
 """Of the format; files of another version are refused."""
 
-_HEAD, _INPUTS = "quantjit.statistics", "quantjit.inputs"
+_HEAD, _INPUTS, _CHECKSUM = "quantjit.statistics", "quantjit.inputs", "quantjit.sha256"
+_UNSEALED = "0" * 64
+_SEAL = re.compile(rb"quantjit\.sha256.{1,4}?([0-9a-f]{64})", re.DOTALL)
 _UINT32_END = 2**32
 _ROWS_A_GROUP = 4096
 _DERIVED = ("minimum", "maximum", "mean", "mean_abs", "std", "zero_share", "count")
@@ -139,7 +142,6 @@ class StatisticsFile:
             "preprocess": dict(self.origin.preprocess),
             "marks": self.origin.marks,
             "inputs_fingerprint": self.inputs_fingerprint,
-            "checksum": self._checksum(),
         }
         stream = io.BytesIO()
         self.frame().rechunk().write_parquet(
@@ -148,37 +150,39 @@ class StatisticsFile:
             compression_level=1,
             statistics=False,
             row_group_size=_ROWS_A_GROUP,
-            metadata={_HEAD: _json(head), _INPUTS: _json(_listed(self.inputs))},
+            metadata={
+                _HEAD: _json(head),
+                _INPUTS: _json(_listed(self.inputs)),
+                _CHECKSUM: _UNSEALED,
+            },
         )
-        return stream.getvalue()
+        return seal(stream.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "StatisticsFile":
-        """Read a file; DataError says what is wrong with it."""
+        """Read a file; DataError says what is wrong with it.
+
+        Nothing of it is decoded before its checksum is known to be right.
+        """
         try:
             data = path.read_bytes()
         except OSError as error:
             raise DataError(path, f"cannot be read: {error.strerror}") from None
-        try:
-            metadata = pl.read_parquet_metadata(io.BytesIO(data))
-            head = json.loads(metadata[_HEAD])
-            version = head["version"]
-        except Exception:  # noqa: BLE001 - polars raises many, on what is no Parquet or not ours
-            raise DataError(path, "is no statistics file, or a damaged one") from None
-        if version != VERSION:
-            raise DataError(path, f"is of format version {version}, this quantjit reads {VERSION}")
-        try:
-            inputs = tuple(InputRecord(*item) for item in json.loads(metadata[_INPUTS]))
-            origin = Origin(head["model"], head["preprocess"], head["marks"])
-            stats = dict(_blobs(pl.read_parquet(io.BytesIO(data)), head["images"]))
-            found = cls(stats, inputs, origin)
-            is_whole = found._checksum() == head["checksum"]
-        except Exception as error:  # noqa: BLE001 - as above
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(path, f"is a damaged statistics file: {reason}") from None
-        if not is_whole:
+        found = _seals(data)
+        if not found:
+            raise DataError(path, "is no statistics file, or not a whole one")
+        if seal(data) != data:
             raise DataError(path, "is a damaged statistics file: its checksum is another")
-        return found
+        metadata = pl.read_parquet_metadata(io.BytesIO(data))
+        head = json.loads(metadata[_HEAD])
+        if head["version"] != VERSION:
+            raise DataError(
+                path, f"is of format version {head['version']}, this quantjit reads {VERSION}"
+            )
+        inputs = tuple(InputRecord(*item) for item in json.loads(metadata[_INPUTS]))
+        origin = Origin(head["model"], head["preprocess"], head["marks"])
+        stats = dict(_blobs(pl.read_parquet(io.BytesIO(data)), head["images"]))
+        return cls(stats, inputs, origin)
 
     def merged(self, other: "StatisticsFile", name: str = "the other file") -> "StatisticsFile":
         """Return the statistics of both, as if gathered in one pass.
@@ -217,16 +221,20 @@ class StatisticsFile:
         if difference:
             raise DataError(name, f"was gathered with {difference}")
 
-    def _checksum(self) -> str:
-        digest = hashlib.sha256()
-        digest.update(_json(_listed(self.inputs)).encode())
-        digest.update(_json(dataclasses.asdict(self.origin)).encode())
-        for blob, seen in self.stats.items():
-            digest.update(_json([blob, seen.channels, seen.bins, seen.images]).encode())
-            state = seen.state()
-            for name in _NUMBERS_OF_STATE:
-                digest.update(np.ascontiguousarray(state[name], "<i8").data)
-        return digest.hexdigest()
+
+def seal(data: bytes) -> bytes:
+    """Return the bytes of a file with the checksum in its metadata made that of the rest."""
+    place = _seals(data)[-1]
+    digest = hashlib.sha256(data[: place.start(1)])
+    digest.update(_UNSEALED.encode())
+    digest.update(memoryview(data)[place.end(1) :])
+    return data[: place.start(1)] + digest.hexdigest().encode() + data[place.end(1) :]
+
+
+def _seals(data: bytes) -> list[re.Match[bytes]]:
+    """Return where a checksum may be: the last is one, what comes before are names of inputs."""
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return list(_SEAL.finditer(data, max(footer, 0)))
 
 
 def merge(paths: Sequence[Path]) -> StatisticsFile:
