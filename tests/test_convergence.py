@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from quantjit import calibration, pipeline
+from quantjit.cli import main
 from quantjit.convergence import LEAST_INPUTS, Convergence, Tracker
 from quantjit.dataset import ArraySamples
 from quantjit.quantizer import Settings
+from quantjit.report import convergence_frame
 from quantjit.solvers import blob_solvers
 from quantjit.stats import BlobStats
 
@@ -149,3 +151,57 @@ def test_until_stable_ends_at_the_same_input_however_it_runs(graph, jobs, batch)
     assert tracker.finish(found.images, found.stats).inputs == (16, 32)
     alone = calibration.calibrate(graph, demo_samples(graph, LEAST_INPUTS), SETTINGS)
     assert found.stats == alone.stats
+
+
+def test_the_frame_has_a_row_for_each_scale():
+    found = convergence((16, 32), a=[1, 2], b=[[1, 1], [1, 3]])
+    frame = convergence_frame(found)
+    assert frame.columns == ["blob", "channel", "inputs", "scale", "blob_move"]
+    assert frame.rows() == [
+        ("a", 0, 16, 1.0, None),
+        ("a", 0, 32, 2.0, 0.5),
+        ("b", 0, 16, 1.0, None),
+        ("b", 1, 16, 1.0, None),
+        ("b", 0, 32, 1.0, pytest.approx(1 / 3)),
+        ("b", 1, 32, 3.0, pytest.approx(1 / 3)),
+    ]
+    assert convergence_frame(Convergence((), {})).rows() == []
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """A folder of 100 inputs of the demo network, four of them different."""
+    rng = np.random.default_rng(0)
+    graph = pipeline.load(DATA / "demo.tnnproto")
+    (shape,) = pipeline.input_shapes(graph).values()
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    arrays = rng.uniform(-1, 1, (4, *shape[1:])).astype(np.float32)
+    for i in range(100):
+        np.save(folder / f"{i:03}.npy", arrays[i % 4])
+    return folder
+
+
+@pytest.mark.jit
+@pytest.mark.slow
+def test_the_command_line_ends_early_and_says_so(alike, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["-p", str(DATA / "demo.tnnproto"), "-i", str(alike), "-j", "2", "--until-stable"]
+    flags = ["--verify", "0", "-b", "minmax", "--convergence", "moves.csv"]
+    assert main(["quantize", *common, *flags]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "calibrated 32 inputs" in printed
+    assert "blobs moved less than 1 % from 16 to 32 inputs: enough" in printed
+    lines = (tmp_path / "moves.csv").read_text().splitlines()
+    assert lines[0] == "blob,channel,inputs,scale,blob_move"
+    assert {line.split(",")[2] for line in lines[1:]} == {"16", "32"}
+
+    assert main(["calibrate", *common, "-o", "stats.qjs"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "calibrated 32 inputs" in printed
+    assert "statistics 32 inputs" in printed
+    assert main(["calibrate", *common, "-o", "stats.qjs", "--resume"]) == 2
+    assert "--until-stable" in capsys.readouterr().err
+    stats = ["quantize", *common, "--stats", "stats.qjs", "--verify", "0"]
+    assert main(stats) == 2
+    assert main(["quantize", *common, "--compat", "tnn", "--verify", "0"]) == 2
