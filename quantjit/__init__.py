@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from quantjit.calibration import calibrate
     from quantjit.dataset import ArraySamples, Dataset, Preprocess
     from quantjit.errors import QuantJitError
     from quantjit.executor import Executor
     from quantjit.formats import save
     from quantjit.graph import Graph, Node
-    from quantjit.pipeline import calibrate, input_shapes, load, run, verify
+    from quantjit.pipeline import input_shapes, load, run, verify
     from quantjit.quant import QuantParams
     from quantjit.quantizer import Settings, quantize, solve
     from quantjit.stats import BlobStats
@@ -43,7 +44,7 @@ _HOMES = {
     "QuantJitError": "errors",
     "QuantParams": "quant",
     "Settings": "quantizer",
-    "calibrate": "pipeline",
+    "calibrate": "calibration",
     "input_shapes": "pipeline",
     "load": "pipeline",
     "quantize": "quantizer",

@@ -1,11 +1,14 @@
 """argv -> options -> one pipeline call -> printed report -> exit code.
 
 Exit codes: 0 done, 1 run-time failure, 2 usage, 3 model unreadable or unsupported, 4 data,
-5 quality gate missed, 130 interrupted.  Results go to stdout, progress and errors to stderr.
+5 quality gate missed, 130 interrupted by Ctrl-C or SIGTERM.  Results go to stdout, progress and
+errors to stderr.
 """
 
 import argparse
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +32,8 @@ quantjit {__version__}: post-training int8 quantization of convolutional network
 usage: quantjit COMMAND [OPTIONS]
 
   quantize   a float ONNX or TNN model and sample inputs become an int8 model, verified
+  calibrate  gather statistics only, in a file: large sets, in shards, resumable
+  merge      add up the statistics files of shards, exactly
   verify     run an int8 model beside its float one and compare them layer by layer
   inspect    layers, shapes, MACs, and which layers would run in int8
   convert    a float model from ONNX to TNN or back
@@ -53,6 +58,19 @@ examples:
 writes net_quantized.onnx, or net_quantized.tnnproto and net_quantized.tnnmodel, reads it back,
 runs it beside the float network and prints how close they are. Images become
 (pixel - bias) * scale in the order of the network's channels; EXIF orientation is ignored.
+""",
+    "calibrate": """\
+example:
+  quantjit calibrate -p net.tnnproto -i images/ -n 104,117,123 -r bgr -o stats.qjs
+  quantjit quantize -p net.tnnproto --stats stats.qjs -o net
+the file is the same, byte for byte, for any order, batch, threads and shards. Ctrl-C finishes the
+running inputs and writes stats.qjs.checkpoint; the same command with --resume goes on.
+""",
+    "merge": """\
+example:
+  quantjit calibrate ... --shard 1/2 -o a.qjs; quantjit calibrate ... --shard 2/2 -o b.qjs
+  quantjit merge a.qjs b.qjs -o stats.qjs
+gives the bytes that one pass over all inputs gives.
 """,
     "verify": """\
 examples:
@@ -91,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "quantize": _quantize,
+        "calibrate": _calibrate,
+        "merge": _merge,
         "verify": _verify,
         "inspect": _inspect,
         "convert": _convert,
@@ -174,6 +194,10 @@ def _parse(
         parser.error(f"{missing} is required")
     if getattr(parsed, "min_sqnr", None) is not None and getattr(parsed, "verify", 1) == 0:
         parser.error("--min-sqnr needs a verification, but --verify 0 asks for none")
+    if getattr(parsed, "stats", None) is not None and parsed.input_path is None:
+        for flag in ("min_sqnr", "labels"):
+            if getattr(parsed, flag) is not None:
+                parser.error(f"--{flag.replace('_', '-')} needs inputs to verify on: give -i")
     return parsed
 
 
@@ -184,7 +208,9 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
     from quantjit.pipeline import run
     from quantjit.quantizer import Settings
 
-    given = _parse("quantize", options or QuantizeOptions, argv, ("proto", "input_path"), program)
+    solves_only = any(word.partition("=")[0] == "--stats" for word in argv)
+    need = ("proto",) if solves_only else ("proto", "input_path")
+    given = _parse("quantize", options or QuantizeOptions, argv, need, program)
     target = given.format or format_of(given.proto).name
     settings = Settings(
         given.blob_method,
@@ -209,6 +235,10 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             verify_inputs=given.verify,
             nonfinite=given.nonfinite,
             jobs=given.jobs,
+            batch=given.batch,
+            memory=given.memory,
+            statistics=given.stats,
+            until_stable=given.until_stable,
             on_progress=progress.update,
             shapes=given.input_shape,
             form=given.form,
@@ -218,9 +248,55 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
         report.save_nodes(result.comparison, given.nodes_table)
+    if given.convergence and result.convergence:
+        report.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
         report.print_quantization(_console(), result, settings)
     return _gate(result.comparison, given.min_sqnr)
+
+
+def _calibrate(argv: Sequence[str]) -> int:
+    from quantjit import pipeline, report
+    from quantjit.options import CalibrateOptions
+
+    given = _parse("calibrate", CalibrateOptions, argv, ("proto", "input_path"), "")
+    with Progress(quiet=given.quiet) as progress, StopSignals() as stop:
+        result = pipeline.calibrate_files(
+            given.proto,
+            given.model,
+            given.input_path,
+            given.output,
+            inputs=_inputs(given),
+            merge=given.merge_type,
+            shard=given.shard,
+            append=given.append,
+            resume=given.resume,
+            every=given.checkpoint,
+            marks=given.marks,
+            nonfinite=given.nonfinite,
+            jobs=given.jobs,
+            batch=given.batch,
+            memory=given.memory,
+            until_stable=given.until_stable,
+            on_progress=progress.update,
+            stop=stop.is_set,
+        )
+    if given.convergence and result.convergence:
+        report.save_convergence(result.convergence, given.convergence)
+    if not given.quiet:
+        report.print_gathered(_console(), result)
+    return 0
+
+
+def _merge(argv: Sequence[str]) -> int:
+    from quantjit import pipeline, report
+    from quantjit.options import MergeOptions
+
+    given = _parse("merge", MergeOptions, argv, ("output",), "")
+    result = pipeline.merge_files(given.files, given.output)
+    if not given.quiet:
+        report.print_gathered(_console(), result)
+    return 0
 
 
 def _gate(comparison: "Comparison | None", least: float | None) -> int:
@@ -265,7 +341,15 @@ def _inspect(argv: Sequence[str]) -> int:
 
     given = _parse("inspect", InspectOptions, argv, ("proto",), "")
     settings = Settings(merge=given.merge_type, target=given.format or format_of(given.proto).name)
-    inspection = pipeline.inspect(given.proto, given.model, settings, given.input_shape)
+    inspection = pipeline.inspect(
+        given.proto,
+        given.model,
+        settings,
+        given.input_shape,
+        jobs=given.jobs,
+        batch=given.batch,
+        memory=given.memory,
+    )
     if given.nodes_table:
         save_frame(report.inspection_frame(inspection), given.nodes_table)
     report.print_inspection(_console(), inspection)
@@ -316,6 +400,41 @@ def _console() -> Any:
 
     width = None if sys.stdout.isatty() else _WIDTH
     return Console(width=width)
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM set a flag, once: what is under way is finished; the next one ends it."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._set)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def is_set(self) -> bool:
+        """Whether one of them came."""
+        return self._is_set
+
+    def _set(self, number: int, frame: object) -> None:
+        del number, frame
+        self._is_set = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
 
 
 class Progress:

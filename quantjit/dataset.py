@@ -14,15 +14,18 @@ import hashlib
 import io
 import math
 import os
+import stat
 import struct
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import imageio.v3 as iio
 import numpy as np
@@ -40,7 +43,15 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_BESIDES = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # all but JFIF (E0) and Adobe's colours (EE)
 
+_LARGE_PIXELS = 2**24
+_one_large_image = threading.Lock()
+"""Images beyond `_LARGE_PIXELS` are decoded one at a time: each needs much memory."""
+
+MARKS = ("bytes", "stat")
+"""What marks a file as the one seen before: the hash of its bytes, or its size and time."""
+
 Shape = tuple[int, ...]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,18 @@ class Sample:
 
     file: str
     arrays: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Which file it was: its name without the folder, and its mark.
+
+    mark: ``sha256:`` and the hash of its bytes in hex, or ``stat:`` and its size in bytes and time
+    of modification in ns.
+    """
+
+    name: str
+    mark: str
 
 
 class Samples(Protocol):
@@ -136,29 +159,46 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def prefetch(samples: Samples, workers: int = 2, depth: int = 4) -> Iterator[Sample]:
-    """Yield all samples in order, while `workers` threads load the files that follow.
+def load_ahead(
+    samples: Samples, load: Callable[[int], R], workers: int = 2, depth: int = 4
+) -> Generator[tuple[int, R | None]]:
+    """Yield index and ``load(index)`` of each file in order, while threads load those that follow.
 
-    At most `depth` files (at least one) are in memory.  Files that cannot be used are skipped by
-    the rule of `samples`.  When the caller stops early, the threads end with the file they are at.
+    At most `depth` files (at least one) are in memory.  A file that cannot be used is skipped by
+    the rule of `samples` and yields None.  When the caller stops early, the threads end with the
+    file they are at.
     """
-    under_way: deque[Future[Sequence[Sample]]] = deque()
+    under_way: deque[tuple[int, Future[R]]] = deque()
     indices = iter(range(len(samples)))
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 for index in islice(indices, max(1, depth) - len(under_way)):
-                    under_way.append(pool.submit(samples.load, index))
+                    under_way.append((index, pool.submit(load, index)))
                 if not under_way:
                     break
+                index, future = under_way.popleft()
                 try:
-                    yield from under_way.popleft().result()
+                    loaded = future.result()
                 except DataError as error:
                     samples.skip(error)
+                    yield index, None
+                else:
+                    yield index, loaded
         finally:
-            for future in under_way:
+            for _, future in under_way:
                 future.cancel()
     samples.check()
+
+
+def prefetch(samples: Samples, workers: int = 2, depth: int = 4) -> Iterator[Sample]:
+    """Yield all samples in order by `load_ahead`."""
+    files = load_ahead(samples, samples.load, workers, depth)
+    try:
+        for _, loaded in files:
+            yield from loaded or ()
+    finally:
+        files.close()
 
 
 class Dataset:
@@ -241,6 +281,18 @@ class Dataset:
         chosen = [usable[index * len(usable) // count] for index in range(count)]
         return Dataset(self._place, chosen, self._inputs, self._preprocess, self._max_bad)
 
+    def shard(self, number: int, count: int) -> "Dataset":
+        """Return every `count`-th file, from the `number`-th on: 1 is the first shard.
+
+        Raises DataError where there are fewer files than shards.
+        """
+        files = self.files[number - 1 :: count]
+        if not files:
+            raise DataError(
+                self._place, f"shard {number}/{count} is empty: there are {len(self.files)} files"
+            )
+        return Dataset(self._place, files, self._inputs, self._preprocess, self._max_bad)
+
     def skip(self, error: DataError) -> None:
         """Count a file that could not be used.
 
@@ -262,37 +314,62 @@ class Dataset:
         if len(self._skipped) == len(self.files):
             raise DataError(self._place, f"no file can be used; the first: {self.skipped[0]}")
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the names and contents of the files; where they lie does not matter.
-
-        Raises DataError for a file that cannot be read at all.
-        """
-        digest = hashlib.sha256()
-        for file in self.files:
-            content = hashlib.sha256(_read(file)).digest()
-            digest.update(hashlib.sha256(os.fsencode(file.name)).digest() + content)
-        return digest.hexdigest()
-
     def load(self, index: int) -> tuple[Sample, ...]:
         """Return the samples of one file, each with batch 1; DataError if it cannot be used."""
         file = self.files[index]
+        return self._decoded(file, _read(file)[0])
+
+    def load_unknown(
+        self, index: int, mark: str, is_known: Callable[[Identity], bool]
+    ) -> tuple[Identity, tuple[Sample, ...] | None]:
+        """Return which file it is and its samples, or None for the samples of a known one.
+
+        mark: one of MARKS.  The bytes that are hashed are those that are decoded; with "stat" a
+        known file is not even opened.  Raises DataError if it cannot be used.
+        """
+        file = self.files[index]
+        if mark == "stat":
+            identity = _identity(file, _status(file))
+            if is_known(identity):
+                return identity, None
+            data, status = _read(file)
+            identity = _identity(file, status)
+        else:
+            data, _ = _read(file)
+            identity = Identity(file.name, f"sha256:{hashlib.sha256(data).hexdigest()}")
+        if is_known(identity):
+            return identity, None
+        return identity, self._decoded(file, data)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the names and contents of the files that can be read, in hex."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            try:
+                content = hashlib.sha256(_read(file)[0]).digest()
+            except DataError:
+                continue
+            digest.update(hashlib.sha256(os.fsencode(file.name)).digest() + content)
+        return digest.hexdigest()
+
+    def _decoded(self, file: Path, data: bytes) -> tuple[Sample, ...]:
         suffix = file.suffix.lower()
         if suffix == ".npz":
-            return self._load_npz(file)
+            return self._decoded_npz(file, data)
         if len(self._inputs) != 1:
             names = ", ".join(self._inputs)
             raise DataError(file, f"the network has several inputs: give .npz files with {names}")
         name, shape = next(iter(self._inputs.items()))
         if suffix in IMAGE_SUFFIXES:
-            batch = load_image(file, shape, self._preprocess)
+            batch = _image(file, data, shape, self._preprocess)
         elif suffix == ".txt":
-            batch = _load_txt(file, shape)
+            batch = _load_txt(file, data, shape)
         else:
-            batch = _load_npy(file, shape)
+            batch = _load_npy(file, data, shape)
         return _split(file, {name: batch})
 
-    def _load_npz(self, file: Path) -> tuple[Sample, ...]:
-        with _load_numpy(file, np.lib.npyio.NpzFile) as stored:
+    def _decoded_npz(self, file: Path, data: bytes) -> tuple[Sample, ...]:
+        with _load_numpy(file, data, np.lib.npyio.NpzFile) as stored:
             names = {name: name for name in self._inputs}
             if len(self._inputs) == len(stored.files) == 1:  # any name will do
                 names = dict(zip(self._inputs, stored.files, strict=True))
@@ -323,16 +400,46 @@ def _find(place: Path) -> list[Path]:
 
 
 def _is_file(file: Path) -> bool:
-    """Whether it is a file that is not hidden; a broken link is one, and cannot be used."""
-    is_broken = file.is_symlink() and not file.exists()
-    return not file.name.startswith(".") and (file.is_file() or is_broken)
+    """Whether it is not hidden and looks like an input.
+
+    What has the name of one but is a folder, a pipe or a broken link is one too: it cannot be used
+    and is to be named.
+    """
+    return not file.name.startswith(".") and (
+        file.is_file() or file.suffix.lower() in (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+    )
 
 
-def _read(file: Path) -> bytes:
+def _status(file: Path) -> os.stat_result:
+    """Return what is known of a regular file."""
     try:
-        return file.read_bytes()
+        status = file.stat()
     except OSError as error:
         raise DataError(file, f"cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise DataError(file, f"cannot be read: it is {kind}")
+    return status
+
+
+def _identity(file: Path, status: os.stat_result) -> Identity:
+    return Identity(file.name, f"stat:{status.st_size}:{status.st_mtime_ns}")
+
+
+def _read(file: Path) -> tuple[bytes, os.stat_result]:
+    """Return the content of a regular file that nobody changes meanwhile, and its status."""
+    _status(file)  # to open a pipe would wait for its writer
+    try:
+        with file.open("rb") as stream:
+            before = os.fstat(stream.fileno())
+            data = stream.read()
+            after = os.fstat(stream.fileno())
+    except OSError as error:
+        raise DataError(file, f"cannot be read: {error.strerror}") from None
+    seen = before.st_size, before.st_mtime_ns
+    if seen != (after.st_size, after.st_mtime_ns) or len(data) != before.st_size:
+        raise DataError(file, "changed while it was read")
+    return data, after
 
 
 def _check_numbers(preprocess: Preprocess, shape: Shape) -> None:
@@ -360,11 +467,10 @@ def _split(file: Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Samp
 # ------------------------------------------------------------------ arrays
 
 
-def _load_numpy(file: Path, kind: type) -> Any:
+def _load_numpy(file: Path, data: bytes, kind: type) -> Any:
     """Return the array of an .npy file or the archive of an .npz file."""
-    data = io.BytesIO(_read(file))
     try:
-        loaded = np.load(data, allow_pickle=False)
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - zip, pickle and header faults are of many classes
         raise DataError(file, f"cannot be read as NumPy data: {_first_line(error)}") from None
     if isinstance(loaded, kind):
@@ -374,8 +480,8 @@ def _load_numpy(file: Path, kind: type) -> Any:
     raise DataError(file, "is a single array: give it the suffix .npy")
 
 
-def _load_npy(file: Path, shape: Shape) -> NDArray[np.float32]:
-    return _fitted(file, "", _load_numpy(file, np.ndarray), shape)
+def _load_npy(file: Path, data: bytes, shape: Shape) -> NDArray[np.float32]:
+    return _fitted(file, "", _load_numpy(file, data, np.ndarray), shape)
 
 
 def _fitted(file: Path, label: str, array: NDArray[Any], shape: Shape) -> NDArray[np.float32]:
@@ -395,9 +501,8 @@ def _fitted(file: Path, label: str, array: NDArray[Any], shape: Shape) -> NDArra
         return np.ascontiguousarray(array, np.float32)
 
 
-def _load_txt(file: Path, shape: Shape) -> NDArray[np.float32]:
+def _load_txt(file: Path, data: bytes, shape: Shape) -> NDArray[np.float32]:
     """One number a line, N * C * H * W of them."""
-    data = _read(file)
     words = data.split()
     try:
         values = np.fromiter(map(float, words), np.float64, len(words))
@@ -434,14 +539,18 @@ def load_image(file: Path | bytes, shape: Shape, preprocess: Preprocess) -> NDAr
 
     Raises DataError naming the file when it cannot be decoded or the network takes no images.
     """
+    if isinstance(file, bytes):
+        return _image(Path("image in memory"), file, shape, preprocess)
+    return _image(file, _read(file)[0], shape, preprocess)
+
+
+def _image(file: Path, data: bytes, shape: Shape, preprocess: Preprocess) -> NDArray[np.float32]:
     if len(shape) != 4 or shape[1] not in {1, 3, 4}:
-        raise DataError(
-            _label(file), f"an image does not fit the network input {shape}; give .npy or .txt"
-        )
-    pixels = decode(file, shape[1])
+        raise DataError(file, f"an image does not fit the network input {shape}; give .npy or .txt")
+    pixels = _decode(file, data, shape[1])
     if preprocess.resize == "none" and pixels.shape[:2] != shape[2:]:
         found, wanted = (f"{width} x {height}" for height, width in (pixels.shape[:2], shape[2:]))
-        raise DataError(_label(file), f"is {found} pixels, the network takes {wanted}")
+        raise DataError(file, f"is {found} pixels, the network takes {wanted}")
     return to_tensor(pixels, shape, preprocess)
 
 
@@ -451,34 +560,39 @@ def decode(file: Path | bytes, channels: int) -> NDArray[np.uint8]:
     channels: 3 is RGB, 4 is RGB and alpha (255 where the file has none), 1 is stb_image's
     luminance, ``(77 r + 150 g + 29 b) >> 8``.  Alpha is dropped, not blended.
     """
-    data = file if isinstance(file, bytes) else _read(file)
+    if isinstance(file, bytes):
+        return _decode(Path("image in memory"), file, channels)
+    return _decode(file, _read(file)[0], channels)
+
+
+def _decode(file: Path, data: bytes, channels: int) -> NDArray[np.uint8]:
     try:
         width, height, data, is_deep_grey = _essentials(data)
         if not 0 < width * height <= _MAX_PIXELS:
             raise ValueError(f"it is {width} x {height} pixels large")
-        reader: Any  # the pillow plugin, whose `read` also takes a mode
-        with iio.imopen(data, "r", plugin="pillow") as reader:
-            if is_deep_grey:
-                grey = (np.asarray(reader.read(index=0)) >> 8).astype(np.uint8)
-                pixels = np.repeat(grey[..., None], 3, axis=2)
-            else:  # RGBA also for palettes with transparency, which RGB warns of
-                is_png = data.startswith(_PNG)
-                mode = "RGBA" if is_png or channels == 4 else "RGB"
-                pixels = np.asarray(reader.read(index=0, mode=mode), np.uint8)
+        with _one_large_image if width * height > _LARGE_PIXELS else nullcontext():
+            return _pixels(data, channels, is_deep_grey=is_deep_grey)
     except struct.error:
-        raise DataError(_label(file), "cannot be decoded: it ends too early") from None
+        raise DataError(file, "cannot be decoded: it ends too early") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on a corrupt file
-        raise DataError(_label(file), f"cannot be decoded: {_first_line(error)}") from None
+        raise DataError(file, f"cannot be decoded: {_first_line(error)}") from None
+
+
+def _pixels(data: bytes, channels: int, *, is_deep_grey: bool) -> NDArray[np.uint8]:
+    reader: Any  # the pillow plugin, whose `read` also takes a mode
+    with iio.imopen(data, "r", plugin="pillow") as reader:
+        if is_deep_grey:
+            grey = (np.asarray(reader.read(index=0)) >> 8).astype(np.uint8)
+            pixels = np.repeat(grey[..., None], 3, axis=2)
+        else:  # RGBA also for palettes with transparency, which RGB warns of
+            mode = "RGBA" if data.startswith(_PNG) or channels == 4 else "RGB"
+            pixels = np.asarray(reader.read(index=0, mode=mode), np.uint8)
     if channels == 1:
         red, green, blue = (pixels[..., c].astype(np.uint16) for c in range(3))
         pixels = ((77 * red + 150 * green + 29 * blue) >> 8).astype(np.uint8)[..., None]
     elif channels == 4 and pixels.shape[2] == 3:
         pixels = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     return np.ascontiguousarray(pixels[..., :channels])
-
-
-def _label(file: Path | bytes) -> Path:
-    return file if isinstance(file, Path) else Path("image in memory")
 
 
 def _essentials(data: bytes) -> tuple[int, int, bytes, bool]:

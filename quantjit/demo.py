@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from quantjit import pipeline
+from quantjit.calibration import OnProgress, no_progress
 from quantjit.dataset import ArraySamples, Preprocess, load_image
 from quantjit.errors import DataError
-from quantjit.pipeline import Inputs, OnProgress, Quantization, no_progress
+from quantjit.pipeline import Inputs, Quantization
 from quantjit.quantizer import Settings
 
 SETTINGS = Settings("mse", "mse", "mix")

@@ -8,7 +8,8 @@
     ├─ GraphError(ValueError)           a network: node, blob, broken invariant
     ├─ UnsupportedError(LookupError)    something we do not know: kind, name, the known names
     ├─ DataError(ValueError)            an input file: file, reason
-    └─ CalibrationError(ValueError)     the statistics of a blob: blob, reason
+    ├─ CalibrationError(ValueError)     the statistics of a blob: blob, reason
+    └─ Interrupted                      the user's wish, after what was done had been saved
 
 They are raised at the border, where the file, layer or blob is known, and the command line turns
 them into one line on stderr and the class's ``exit_code``.  Anything else is a bug and keeps its
@@ -97,3 +98,9 @@ class CalibrationError(QuantJitError, ValueError):
     def __init__(self, blob: str, reason: str) -> None:
         self.blob, self.reason = blob, reason
         super().__init__(f"blob {blob!r}: {reason}")
+
+
+class Interrupted(QuantJitError):  # noqa: N818 - nothing is wrong
+    """The user's wish to stop, raised when what was done so far is on the disk."""
+
+    exit_code = 130

@@ -4,6 +4,7 @@ The short flags are those of TNN's ``quantization_cmd``.
 """
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -82,6 +83,38 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number >= 0")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    units = {"k": 10**3, "m": 10**6, "g": 10**9}
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    try:
+        size = int(float(number) * units[unit]) if unit else int(number)
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give e.g. 800M or 2G")
+    return size
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard: give e.g. 1/7 to 7/7")
+    return int(number), int(count)
+
+
+def _every(text: str) -> tuple[Optional[int], Optional[float]]:
+    try:
+        if text.endswith("s"):
+            seconds = float(text[:-1])
+            if 0 < seconds < math.inf:
+                return None, seconds
+        elif int(text) >= 0:
+            return int(text) or None, None
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: give inputs, e.g. 1000, or seconds, e.g. 30s")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -273,6 +306,28 @@ class InputOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """How much a calibration may take; the result does not depend on it."""
+
+    memory: Optional[int] = option(
+        None,
+        "memory that the process may take, e.g. 800M or 2G: batch, threads and the queue of "
+        "inputs are chosen to fit; statistics of thousands of channels get fewer bins where they "
+        "would not, which `inspect` tells before",
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+    )
+    batch: Optional[int] = option(
+        None,
+        "inputs that a thread runs at once, at most (default: as many as the cache holds)",
+        "--batch",
+        type=_positive,
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True)
 class VerifyingOptions:
     """How the int8 network is compared with the float one."""
 
@@ -362,8 +417,38 @@ class MethodOptions:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(VerifyingOptions, MethodOptions, InputOptions, ModelOptions):
+class ConvergenceOptions:
+    """How many inputs are enough."""
+
+    until_stable: bool = option(
+        False,
+        "end at 32, 64, 128 ... inputs once the scales of 95 %% of the blobs moved less than 1 %% "
+        "while the inputs doubled",
+        "--until-stable",
+    )
+    convergence: Optional[Path] = option(
+        None,
+        "write the scale of each blob after 16, 32, 64 ... inputs as .csv or .parquet",
+        "--convergence",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(
+    VerifyingOptions, ConvergenceOptions, MethodOptions, PlanOptions, InputOptions, ModelOptions
+):
     """Options of `quantjit quantize`."""
+
+    stats: Optional[Path] = option(
+        None,
+        "solve from this file of `quantjit calibrate` instead of reading the data; -i is then "
+        "needed for the verification only",
+        "--stats",
+        type=Path,
+        metavar="FILE",
+    )
 
     verify: int = option(
         16,
@@ -392,6 +477,76 @@ class ReferenceOptions(QuantizeOptions):
 
 
 @dataclass(frozen=True)
+class CalibrateOptions(ConvergenceOptions, PlanOptions, InputOptions, ModelOptions):
+    """Options of `quantjit calibrate`."""
+
+    output: Path = option(
+        Path("stats.qjs"),
+        "the statistics file, a Parquet table (default stats.qjs)",
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+    )
+    merge_type: str = option(
+        "mix",
+        "0|channel: statistics per channel, from which every merge type can be solved; 1|mix or "
+        "2|tensor: per tensor, much less memory (default mix)",
+        "-t",
+        "--merge_type",
+        "--merge-type",
+        type=_choice(_MERGE_TYPES),
+        metavar="TYPE",
+    )
+    shard: Optional[tuple[int, int]] = option(
+        None,
+        "only every N-th file from the I-th on, e.g. 2/7; `quantjit merge` adds the shards up",
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+    )
+    append: bool = option(False, "add the files that are not in OUTPUT yet to it", "--append")
+    resume: bool = option(
+        False, "continue a run that was interrupted or killed, from its checkpoint", "--resume"
+    )
+    checkpoint: tuple[Optional[int], Optional[float]] = option(
+        (None, 60.0),
+        "how often OUTPUT.checkpoint is written: after so many inputs, e.g. 1000, or seconds, "
+        "e.g. 30s; 0: only when interrupted (default 60s)",
+        "--checkpoint",
+        type=_every,
+        metavar="EVERY",
+    )
+    marks: str = option(
+        "bytes",
+        "how files are recognized: bytes, by the hash of their content, or stat, by name, size "
+        "and time, which does not read those that are in already (default bytes)",
+        "--marks",
+        choices=("bytes", "stat"),
+    )
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options of `quantjit merge`."""
+
+    files: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "args": ["files"],
+            "nargs": "+",
+            "type": Path,
+            "metavar": "FILE",
+            "help": "statistics files of the same network and preprocessing",
+        },
+    )
+    output: Optional[Path] = option(
+        None, "the file to write (required)", "-o", "--output", type=Path, metavar="FILE"
+    )
+    quiet: bool = option(False, "print errors only", "-q", "--quiet")
+
+
+@dataclass(frozen=True)
 class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
     """Options of `quantjit verify`."""
 
@@ -411,7 +566,7 @@ class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
 
 
 @dataclass(frozen=True)
-class InspectOptions(ModelOptions):
+class InspectOptions(PlanOptions, ModelOptions):
     """Options of `quantjit inspect`."""
 
     merge_type: str = _merge_type("mix")
@@ -423,6 +578,14 @@ class InspectOptions(ModelOptions):
     )
     nodes_table: Optional[Path] = option(
         None, "write the table as .csv or .parquet", "--nodes-table", type=Path, metavar="FILE"
+    )
+    jobs: Optional[int] = option(
+        None,
+        "threads of the calibration whose memory is stated (default: all cores)",
+        "-j",
+        "--jobs",
+        type=_positive,
+        metavar="N",
     )
 
 
@@ -454,7 +617,7 @@ class DemoOptions:
     )
 
 
-def required(options: ModelOptions, *names: str) -> Optional[str]:
+def required(options: Any, *names: str) -> Optional[str]:
     """Return the flag of the first of these options that was not given, None if all were."""
     for item in fields(options):
         if item.name in names and getattr(options, item.name) is None:

@@ -1,47 +1,44 @@
 """The main job, step by step: read, calibrate, solve, quantize, write, verify.
 
 Each step is a short function that a notebook can call by itself; `run` is all of them in order.
-Images are independent: each thread runs the whole network on one image at a time, and what it saw
-is folded into statistics whose value does not depend on the order.
 """
 
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from quantjit import formats, metrics, quantizer
-from quantjit.dataset import Dataset, Preprocess, Sample, Samples
-from quantjit.errors import CalibrationError, DataError, FormatError, UsageError
+from quantjit import calibration as evidence
+from quantjit import formats, metrics, quantizer, solvers, statistics_file
+from quantjit.calibration import (
+    Calibration,
+    Checkpoints,
+    Gathering,
+    OnProgress,
+    Plan,
+    calibrate,
+    no_progress,
+)
+from quantjit.convergence import Convergence, Tracker
+from quantjit.dataset import Dataset, Preprocess, Samples
+from quantjit.errors import DataError, FormatError, UsageError
 from quantjit.executor import Executor, count_macs, infer_shapes, plan_memory
-from quantjit.graph import Array, Graph
-from quantjit.kernels.compare import count_nonfinite
+from quantjit.flow import Flow, Resources, Worker
+from quantjit.graph import Graph
 from quantjit.metrics import Comparer, Comparison, ImageResult
 from quantjit.ops import Shape
 from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
-from quantjit.stats import BlobStats, ReferenceStats
+from quantjit.statistics_file import StatisticsFile
+from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
 
-R = TypeVar("R")
-
-OnProgress = Callable[[str, int, int], None]
-"""``on_progress(stage, done, total)``, called from the main thread."""
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
-    del stage, done, total
+_FOLLOWED = "mse"  # method whose scales tell whether statistics that any can use are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +60,13 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Nonfinite:
-    """NaN or infinite values of a blob that were left out, and the input they came with."""
-
-    file: str
-    blob: str
-    values: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The evidence of one pass: statistics by blob, inputs used, and what was left out."""
-
-    stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats]
-    images: int
-    nonfinite: tuple[Nonfinite, ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Quantization:
     """Everything that `run` made.
 
     graph: the float network with its activations fused; quantized: the int8 one as read back from
     `paths`; skipped: input files that could not be read, with the reason; comparison: None when
-    nothing was verified; notes: what the format of `paths` says otherwise than the network's own.
+    nothing was verified; notes: what the format of `paths` says otherwise than the network's own;
+    convergence: None where the data were not read, or as the original does.
     """
 
     graph: Graph
@@ -100,6 +79,7 @@ class Quantization:
     source_bytes: int
     target_bytes: int
     notes: tuple[str, ...] = ()
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +92,22 @@ class Conversion:
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
     difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What `calibrate_files` and `merge_files` made.
+
+    calibration: None for a merge.  known: files that were in already.  skipped: input files that
+    could not be read, with the reason.
+    """
+
+    path: Path
+    file: StatisticsFile
+    calibration: Calibration | None = None
+    known: int = 0
+    skipped: tuple[str, ...] = ()
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +127,8 @@ class NodeFacts:
 class Inspection:
     """What `inspect` says of a network.
 
-    blob_bytes: of all float blobs together; arena_bytes: of the buffers they are run in.
+    blob_bytes: of all float blobs together; arena_bytes: of the buffers they are run in.  plan:
+    what a calibration would take; None for a network that is quantized already.
     """
 
     nodes: tuple[NodeFacts, ...]
@@ -140,6 +137,7 @@ class Inspection:
     is_quantized: bool
     blob_bytes: int
     arena_bytes: int
+    plan: Plan | None
 
 
 # ------------------------------------------------------------------ the steps
@@ -176,96 +174,6 @@ def input_shapes(graph: Graph) -> dict[str, Shape]:
     return {blob.name: blob.shape for blob in graph.inputs}
 
 
-def calibrate(
-    graph: Graph,
-    dataset: Samples,
-    settings: Settings,
-    *,
-    jobs: int | None = None,
-    nonfinite: str = "fail",
-    on_progress: OnProgress = no_progress,
-) -> Calibration:
-    """Run the float network on every input and gather the statistics of the blobs.
-
-    graph: with its activations fused.  nonfinite: "fail" raises CalibrationError naming blob and
-    file, "skip" leaves such values out and lists them.  One pass; in compat mode two, as the
-    original reads its data.
-    """
-    start = time.perf_counter()
-    channels = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
-    stats: dict[str, BlobStats] | dict[str, ReferenceStats]
-    if settings.compat:
-        stats = reference = {blob: ReferenceStats(count) for blob, count in channels.items()}
-        # Running means are sums of floats: their order is that of the files.
-        threads = 1 if settings.blob_method.startswith("aciq") else jobs
-        ranges = {blob: seen.update_range for blob, seen in reference.items()}
-        watch = _Watch(ranges, nonfinite)
-        images = _observe(graph, dataset, watch, threads, on_progress, "ranges", exact_order=True)
-        for seen in reference.values():
-            seen.start_histogram()
-        counts = {blob: seen.update_histogram for blob, seen in reference.items()}
-        again = _Watch(counts, "skip")  # what the first pass let through
-        _observe(graph, dataset, again, threads, on_progress, "histograms", exact_order=True)
-    else:
-        stats = bounded = {blob: BlobStats(count) for blob, count in channels.items()}
-        watch = _Watch({blob: seen.update for blob, seen in bounded.items()}, nonfinite)
-        images = _observe(graph, dataset, watch, jobs, on_progress, "calibrate")
-    return Calibration(stats, images, watch.found(), time.perf_counter() - start)
-
-
-class _Watch:
-    """Folds blobs into their statistics; several threads, one lock a blob."""
-
-    def __init__(self, updates: Mapping[str, Callable[[Array], object]], nonfinite: str) -> None:
-        self._updates = updates
-        self._locks = {blob: threading.Lock() for blob in updates}
-        self._fails = nonfinite == "fail"
-        self._found: dict[tuple[str, str], int] = {}
-
-    def update(self, file: str, blob: str, array: Array) -> None:
-        """Fold one blob of one input."""
-        if blob not in self._updates:
-            return
-        bad = count_nonfinite(array.ravel())
-        if bad:
-            if self._fails:
-                raise CalibrationError(
-                    blob,
-                    f"{bad} NaN or infinite values with {file}; --nonfinite skip leaves them out",
-                )
-            self._found[file, blob] = bad
-            array = np.where(np.isfinite(array), array, np.float32(0))
-        with self._locks[blob]:
-            self._updates[blob](array)
-
-    def found(self) -> tuple[Nonfinite, ...]:
-        """Return what was left out, ordered by file and blob."""
-        return tuple(Nonfinite(*place, values) for place, values in sorted(self._found.items()))
-
-
-def _observe(
-    graph: Graph,
-    dataset: Samples,
-    watch: _Watch,
-    jobs: int | None,
-    on_progress: OnProgress,
-    stage: str,
-    *,
-    exact_order: bool = False,
-) -> int:
-    """Run the network on every input, show each blob to the watch, and count the inputs."""
-
-    def make_worker() -> Callable[[Sample], None]:
-        executor = Executor(graph, exact_order=exact_order)
-
-        def run(sample: Sample) -> None:
-            executor.run(sample.arrays, lambda blob, array: watch.update(sample.file, blob, array))
-
-        return run
-
-    return sum(1 for _ in _each(dataset, make_worker, jobs, on_progress, stage))
-
-
 def verify(
     reference: Graph,
     quantized: Graph,
@@ -281,68 +189,26 @@ def verify(
     labels: file name -> class index; every input must be in it.
     """
 
-    def make_worker() -> Callable[[Sample], tuple[str, ImageResult]]:
+    def make_worker() -> Worker[tuple[str, ImageResult]]:
         comparer = Comparer(reference, quantized)
-        return lambda sample: (sample.file, comparer.run(sample.arrays))
+        return lambda samples: [(each.file, comparer.run(each.arrays)) for each in samples]
 
     known: list[int] | None = None if labels is None else []
+    total = len(dataset)
 
     def results() -> Iterator[ImageResult]:
-        for file, result in _each(dataset, make_worker, jobs, on_progress, "verify"):
-            if labels is not None and known is not None:
-                known.append(_label(labels, file))
-            yield result
+        with Flow(
+            dataset,
+            make_worker,
+            Resources.of(jobs),
+            on_progress=lambda done: on_progress("verify", done, total),
+        ) as flow:
+            for file, result in flow.advance():
+                if labels is not None and known is not None:
+                    known.append(_label(labels, file))
+                yield result
 
     return metrics.combine(reference, quantized, results(), known, why_float)
-
-
-def _each(
-    dataset: Samples,
-    make_worker: Callable[[], Callable[[Sample], R]],
-    jobs: int | None,
-    on_progress: OnProgress,
-    stage: str,
-) -> Iterator[R]:
-    """Yield what a worker makes of each readable input, in the order of the files.
-
-    Each thread has a worker of its own; at most two inputs a thread are under way, so that memory
-    does not grow with their number.
-    """
-    threads = jobs or _cores()
-    local = threading.local()
-
-    def work(index: int) -> list[R]:
-        samples = dataset.load(index)
-        if not hasattr(local, "worker"):
-            local.worker = make_worker()
-        return [local.worker(sample) for sample in samples]
-
-    under_way: deque[Future[list[R]]] = deque()
-    total, done = len(dataset), 0
-    with ThreadPoolExecutor(threads) as pool:
-        indices = iter(range(total))
-        try:
-            while True:
-                for index in islice(indices, 2 * threads - len(under_way)):
-                    under_way.append(pool.submit(work, index))
-                if not under_way:
-                    break
-                try:
-                    yield from under_way.popleft().result()
-                except DataError as error:
-                    dataset.skip(error)
-                done += 1
-                on_progress(stage, done, total)
-        finally:
-            for future in under_way:
-                future.cancel()
-    dataset.check()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ------------------------------------------------------------------ the whole job
@@ -351,7 +217,7 @@ def _cores() -> int:
 def run(
     proto: Path,
     model: Path | None,
-    input_path: Path,
+    input_path: Path | None,
     settings: Settings,
     *,
     inputs: Inputs | None = None,
@@ -360,6 +226,10 @@ def run(
     verify_inputs: int = 16,
     nonfinite: str = "fail",
     jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    statistics: Path | None = None,
+    until_stable: bool = False,
     on_progress: OnProgress = no_progress,
     shapes: Mapping[str, Shape] | None = None,
     form: str = "qdq",
@@ -371,7 +241,10 @@ def run(
     it; its format must be the settings' target.  labels: CSV of file,label.  verify_inputs: how
     many of the inputs are compared, spread evenly over them; 0 for none.  shapes: of inputs by
     name.  form: of an int8 ONNX file, "qdq" or "qoperator".  float_fallback: False refuses a
-    network for ONNX in which a layer with multiplications has no int8 form.
+    network for ONNX in which a layer with multiplications has no int8 form.  statistics: a file of
+    `calibrate_files`, solved instead of reading the data; input_path is then for the verification
+    only, and may be None.  jobs, batch, memory: see `calibration.plan`.  until_stable: end the
+    calibration once the scales hardly move; see `quantjit.convergence`.
     """
     inputs = inputs or Inputs()
     graph = read(proto, model, shapes)
@@ -386,20 +259,45 @@ def run(
     graph = fuse_activation(graph)
     if not float_fallback:
         _refuse_stuck(graph, settings)
-    dataset = inputs.open(input_path, graph)
-    calibration = calibrate(
-        graph, dataset, settings, jobs=jobs, nonfinite=nonfinite, on_progress=on_progress
-    )
+    if until_stable and (settings.compat or statistics is not None):
+        raise UsageError("--until-stable needs a pass over the data that is not that of TNN's tool")
+    tracker = Tracker(settings.blob_solver, until_stable=until_stable)
+    convergence = None
+    dataset = None if input_path is None else inputs.open(input_path, graph)
+    if statistics is not None:
+        is_told = dataset is not None or inputs.preprocess != Preprocess()
+        how = inputs.preprocess if is_told else None
+        calibration = evidence.from_file(statistics, graph, settings, how)
+    elif dataset is not None:
+        calibration = calibrate(
+            graph,
+            dataset,
+            settings,
+            jobs=jobs,
+            batch=batch,
+            memory=memory,
+            nonfinite=nonfinite,
+            on_progress=on_progress,
+            on_snapshot=tracker.take,
+        )
+        seen = {b: s for b, s in calibration.stats.items() if isinstance(s, BlobStats)}
+        convergence = tracker.finish(calibration.images, seen) if seen else None
+    else:
+        raise UsageError("give sample inputs or a statistics file")
     table = quantizer.solve(graph, calibration.stats, settings)
     options: dict[str, Any] = {}
     if settings.target == "onnx":
-        facts = {"method": str(settings), "calibration": dataset.fingerprint()}
+        facts = {"method": str(settings)}
+        if statistics is not None:
+            facts["statistics"] = hashlib.sha256(statistics.read_bytes()).hexdigest()
+        elif dataset is not None:
+            facts["calibration"] = dataset.fingerprint()
         metadata = {f"quantjit.{key}": value for key, value in facts.items()}
         options = {"form": form, "metadata": metadata}
     paths = formats.save(quantizer.quantize(graph, table, settings), output, **options)
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
-    if verify_inputs:
+    if verify_inputs and dataset is not None:
         comparison = verify(
             graph,
             quantized,
@@ -415,12 +313,13 @@ def run(
         quantized,
         table,
         calibration,
-        tuple(map(str, dataset.skipped)),
+        () if dataset is None else tuple(map(str, dataset.skipped)),
         comparison,
         paths,
         sum(path.stat().st_size for path in sources),
         sum(path.stat().st_size for path in paths),
         notes,
+        convergence,
     )
 
 
@@ -494,6 +393,90 @@ def convert(
     return Conversion(paths, notes, largest / scale if scale else largest)
 
 
+def calibrate_files(
+    proto: Path,
+    model: Path | None,
+    input_path: Path,
+    output: Path,
+    *,
+    inputs: Inputs | None = None,
+    merge: str = "mix",
+    shard: tuple[int, int] | None = None,
+    append: bool = False,
+    resume: bool = False,
+    every: tuple[int | None, float | None] = (None, 60.0),
+    marks: str = "bytes",
+    nonfinite: str = "fail",
+    jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    until_stable: bool = False,
+    on_progress: OnProgress = no_progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> Gathered:
+    """Gather the statistics of a network in a file that `run` solves from.
+
+    merge: "channel" for statistics that serve every merge type, else per tensor.  shard: number
+    from 1, and count.  append: add to what `output` holds.  resume: continue from the checkpoint,
+    where there is one.  every: checkpoints after so many inputs or seconds.  marks: see
+    `quantjit.dataset.MARKS`.  stop: see `Gathering.run`; Interrupted is raised when the checkpoint
+    is written.  until_stable: end once the scales hardly move; see `quantjit.convergence`.
+    """
+    if until_stable and resume:
+        raise UsageError(
+            "--until-stable compares with what the interrupted run had seen: --resume without it "
+            "goes through all inputs"
+        )
+    inputs = inputs or Inputs()
+    graph = load(proto, model)
+    if graph.is_quantized:
+        raise FormatError(proto, "", "a float network", "one that is quantized already")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder to write to")
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if checkpoint.exists() and not resume:
+        raise UsageError(
+            f"{checkpoint} is of a run that did not end: --resume continues it; to start again, "
+            "delete it"
+        )
+    dataset = inputs.open(input_path, graph)
+    if shard is not None:
+        dataset = dataset.shard(*shard)
+    channels = evidence.blobs_to_gather(graph, merge)
+    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch, saves=True)
+    origin = evidence.origin_of(graph, inputs.preprocess, marks)
+    base_path = output if append else None
+    if resume:  # what is complete already is continued too: there is nothing left to do
+        base_path = next((path for path in (checkpoint, output) if path.exists()), base_path)
+    base = None if base_path is None else StatisticsFile.load(base_path)
+    gathering = Gathering(
+        graph, dataset, channels, plan, origin, base, base_path, is_fixed=resume and not append
+    )
+    tracker = Tracker(solvers.blob_solvers()[_FOLLOWED], until_stable=until_stable)
+    calibration = gathering.run(
+        nonfinite,
+        checkpoints=Checkpoints(checkpoint, *every),
+        on_progress=on_progress,
+        on_snapshot=tracker.take,
+        stop=stop,
+    )
+    file = gathering.file()
+    file.save(output)
+    checkpoint.unlink(missing_ok=True)
+    skipped = tuple(map(str, dataset.skipped))
+    convergence = tracker.finish(calibration.images, gathering.stats)
+    return Gathered(output, file, calibration, gathering.known, skipped, convergence)
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> Gathered:
+    """Add up statistics files: exactly as if all their inputs had been seen in one pass."""
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder to write to")
+    file = statistics_file.merge(paths)
+    file.save(output)
+    return Gathered(output, file)
+
+
 def verify_files(
     reference: tuple[Path, Path | None],
     quantized: tuple[Path, Path | None],
@@ -532,8 +515,15 @@ def inspect(
     model: Path | None,
     settings: Settings,
     shapes: Mapping[str, Shape] | None = None,
+    *,
+    jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
 ) -> Inspection:
-    """Say what is in a network and what would run in int8; the .tnnmodel may be missing."""
+    """Say what is in a network and what would run in int8; the .tnnmodel may be missing.
+
+    shapes: of inputs by name.  jobs, batch, memory: of the calibration that is planned.
+    """
     if all(path.exists() for path in formats.files_of(proto, model)[1:]):
         graph = read(proto, model, shapes)
     else:
@@ -557,9 +547,13 @@ def inspect(
         )
         for node in fused.nodes
     )
+    plan = None
+    if not graph.is_quantized:
+        channels = quantizer.observed_blobs(fused, shapes, settings)
+        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory, saves=True)
     blob_bytes, arena_bytes = plan_memory(fused)
     return Inspection(
-        nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes
+        nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes, plan
     )
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantjit.calibration import BINS, Calibration, Plan, Work
+from quantjit.convergence import Convergence
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
 from quantjit.ops import Shape
-from quantjit.pipeline import Conversion, Inspection, Quantization
+from quantjit.pipeline import Conversion, Gathered, Inspection, Quantization
 from quantjit.quantizer import Settings
 
 GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
@@ -26,6 +28,7 @@ Where there are enough classified images, the loss of top-1 or the agreement dec
 _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
 _HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
 _MANY_IMAGES = 100  # from which a share of images is worth more than SQNR
+_NAMED_FILES = 20  # of those that could not be read
 _FEW_IMAGES = 50  # what TNN's own documentation asks for at least
 
 
@@ -46,6 +49,35 @@ def node_frame(comparison: Comparison) -> pl.DataFrame:
             "why_float": [row.why_float for row in rows],
         }
     )
+
+
+def convergence_frame(convergence: Convergence) -> pl.DataFrame:
+    """One row a scale and snapshot: blob, channel, inputs, scale, move since the last (mean)."""
+    rows: dict[str, list[object]] = {name: [] for name in ("blob", "channel", "inputs", "scale")}
+    moves: list[float | None] = []
+    for blob, scales in convergence.scales.items():
+        moved: list[float | None] = [None, *convergence.moves()[blob].tolist()]
+        for inputs, move, at_once in zip(convergence.inputs, moved, scales, strict=True):
+            for channel, scale in enumerate(at_once.tolist()):
+                for name, value in zip(rows, (blob, channel, inputs, scale), strict=True):
+                    rows[name].append(value)
+                moves.append(move)
+    types = {"blob": pl.String, "channel": pl.Int64, "inputs": pl.Int64, "scale": pl.Float32}
+    return pl.DataFrame({**rows, "blob_move": moves}, schema={**types, "blob_move": pl.Float64})
+
+
+def save_convergence(convergence: Convergence, path: Path) -> None:
+    """Write `convergence_frame` as .csv or .parquet."""
+    from quantjit.table import save_frame
+
+    save_frame(convergence_frame(convergence), path)
+
+
+def _convergence_rows(convergence: Convergence | None) -> list[tuple[str, str]]:
+    """Return one line of advice, none for few inputs: there the advice is to take more."""
+    if convergence is None or convergence.doubling() is None:
+        return []
+    return [("converged", convergence.advice())]
 
 
 def inspection_frame(inspection: Inspection) -> pl.DataFrame:
@@ -115,19 +147,36 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"instead of {size(inspection.blob_bytes)}",
         highlight=False,
     )
+    if inspection.plan is not None:
+        console.print(plan_text(inspection.plan), highlight=False)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return what a calibration would take."""
+    resources = plan.resources
+    fewer = "" if plan.bins == BINS else f" instead of {BINS}, to fit --memory"
+    return (
+        f"calibration: {plan.rows} rows of statistics with {plan.bins} bins{fewer}; at most "
+        f"{size(plan.total_bytes)} in all, whatever the number of inputs: statistics "
+        f"{size(plan.statistics_bytes)} (while they are written to a file), network "
+        f"{size(plan.network_bytes)}, inputs {size(plan.queue_bytes)}, the program "
+        f"{size(plan.program_bytes)}; {resources.threads} threads, batch {resources.batch}, "
+        f"{resources.depth} files loaded ahead"
+    )
 
 
 def print_quantization(console: Console, result: Quantization, settings: Settings) -> None:
     """Print what was done, how good it is, the worst nodes and what to try."""
     calibration, table = result.calibration, result.table
-    per_second = calibration.images / max(calibration.seconds, 1e-9)
+    if calibration.work is None:
+        rate = f"{calibration.images} inputs, from {calibration.source}"
+    else:
+        rate = _rate(calibration.images, calibration.work)
     rows = [
         ("settings", str(settings)),
-        (
-            "calibrated",
-            f"{calibration.images} inputs in {calibration.seconds:.1f} s ({per_second:.1f}/s), "
-            f"{len(table.scales)} blobs",
-        ),
+        ("calibrated", f"{rate}, {len(table.scales)} blobs"),
+        *_time_rows(calibration.work),
+        *_convergence_rows(result.convergence),
         ("int8", _coverage(result.graph, table.float_nodes)),
     ]
     if table.dead:
@@ -135,14 +184,7 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
         rows.append(
             ("dead", f"{channels} channels of {len(table.dead)} blobs never left 0 (kept harmless)")
         )
-    rows += [
-        ("left out", f"{item.values} NaN/Inf values of blob {item.blob!r} with {item.file}")
-        for item in calibration.nonfinite[:3]
-    ]
-    if result.skipped:
-        rows.append(
-            ("skipped", f"{len(result.skipped)} unreadable: {'; '.join(result.skipped[:3])}")
-        )
+    rows += _left_out_rows(calibration, result.skipped)
     rows += [("note", note) for note in result.notes]
     rows.append(("written", "  ".join(map(str, result.paths))))
     rows.append(
@@ -173,6 +215,61 @@ def print_conversion(console: Console, made: Conversion) -> None:
         ("compared", f"on a random input: largest difference {made.difference:.1e} of the output")
     )
     _print_rows(console, rows)
+
+
+def print_gathered(console: Console, result: Gathered) -> None:
+    """Print what went into a statistics file, and how fast."""
+    file, calibration = result.file, result.calibration
+    rows: list[tuple[str, str]] = []
+    if calibration is not None and calibration.work is not None:
+        rows.append(("calibrated", _rate(calibration.new_images, calibration.work)))
+        rows += _time_rows(calibration.work)
+        rows += _convergence_rows(result.convergence)
+        rows += _left_out_rows(calibration, result.skipped)
+        if result.known:
+            rows.append(("in already", f"{result.known} files"))
+    lines = sum(seen.channels for seen in file.stats.values())
+    rows += [
+        (
+            "statistics",
+            f"{file.images} inputs, {len(file.stats)} blobs, {lines} rows of {file.bins} bins",
+        ),
+        ("inputs", f"sha256 {file.inputs_fingerprint}"),
+        ("written", f"{result.path} ({size(result.path.stat().st_size)})"),
+    ]
+    _print_rows(console, rows)
+
+
+def _rate(images: int, work: Work) -> str:
+    return f"{images} inputs in {work.seconds:.1f} s ({images / max(work.seconds, 1e-9):.1f}/s)"
+
+
+def _time_rows(work: Work | None) -> list[tuple[str, str]]:
+    """Return where the time went and what bounds it; loading overlaps the other two."""
+    if work is None:
+        return []
+    shares = [
+        f"{stage} {work.share(name):.0%}"
+        for stage, name in (
+            ("decode", "load"),
+            ("forward", "forward"),
+            ("statistics", "statistics"),
+        )
+    ]
+    threads = f"{work.threads} thread{'s' * (work.threads > 1)}, batch {work.batch}"
+    return [("time", f"{', '.join(shares)} of {threads}; bound by {work.bound_by}")]
+
+
+def _left_out_rows(calibration: Calibration, skipped: Sequence[str]) -> list[tuple[str, str]]:
+    rows = [
+        ("left out", f"{item.values} NaN/Inf values of blob {item.blob!r} with {item.file}")
+        for item in calibration.nonfinite[:3]
+    ]
+    if skipped:
+        named = "; ".join(skipped[:_NAMED_FILES])
+        more = f"; and {len(skipped) - _NAMED_FILES} more" if len(skipped) > _NAMED_FILES else ""
+        rows.append(("skipped", f"{len(skipped)} unreadable: {named}{more}"))
+    return rows
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -327,14 +424,17 @@ def save_nodes(comparison: Comparison, path: Path) -> None:
 
 __all__ = [
     "NodeError",
+    "convergence_frame",
     "inspection_frame",
     "node_frame",
     "print_comparison",
     "print_conversion",
+    "print_gathered",
     "print_inspection",
     "print_quantization",
     "print_warning",
     "remedies",
+    "save_convergence",
     "save_nodes",
     "verdict",
 ]

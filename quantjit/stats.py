@@ -60,8 +60,13 @@ class BlobStats:
         """Bins of each histogram."""
         return int(self.counts.shape[1])
 
-    def update(self, x: NDArray[np.float32], *, parallel: bool = False) -> None:
-        """Fold in a batch.
+    @staticmethod
+    def row_bytes(bins: int) -> int:
+        """Memory of one row of statistics with so many bins, whatever it has seen."""
+        return 4 * bins + 8 + 8 + 3 * 8 + 3 * 8 * kernels.LIMBS
+
+    def update(self, x: NDArray[np.float32], *, parallel: bool = False) -> int:
+        """Fold in a batch; return how many of its elements are NaN or infinite.
 
         x: float32, batch first, axis 1 the channels unless there is one row of statistics.
         parallel: channels on several threads, for calls from one thread on large blobs.
@@ -75,6 +80,7 @@ class BlobStats:
         self._planes += planes
         if self._planes >= kernels.PLANES_BEFORE_CARRY:
             self._carry()
+        nonfinite = int(self._tallies[:, kernels.NONFINITE].sum())
         state = self.counts, self._exponents, self._extremes, self._tallies, self._limbs
         if parallel:
             with _PARALLEL:
@@ -82,6 +88,7 @@ class BlobStats:
         else:
             kernels.observe_into(block, *state)
         self.images += batch
+        return int(self._tallies[:, kernels.NONFINITE].sum()) - nonfinite
 
     def merge(self, other: "BlobStats") -> None:
         """Add what another has seen of the same blob: exact, in any order and grouping."""
@@ -101,6 +108,18 @@ class BlobStats:
         self._limbs += _carried(other._limbs)
         self._carry()
         self.images += other.images
+
+    def coarsened(self, bins: int) -> "BlobStats":
+        """Return the same statistics in fewer bins: the same bits as if gathered with so many."""
+        steps = self.bins.bit_length() - bins.bit_length()
+        if steps < 0 or bins < 2 or bins & (bins - 1):
+            raise ValueError(f"{self.bins} bins cannot become {bins}")
+        state = self.state()
+        rows = state["counts"].reshape(self.channels, bins, -1)
+        state["counts"] = rows.sum(axis=2, dtype=np.int64)
+        used = self._exponents != kernels.UNUSED
+        state["exponents"] = np.where(used, self._exponents + steps, self._exponents)
+        return BlobStats.from_state(state)
 
     def per_tensor(self) -> "BlobStats":
         """Return the statistics of the whole tensor: the same bits as if gathered with one row."""
@@ -189,10 +208,13 @@ class BlobStats:
         """Share of the finite elements that are exactly 0, float64 (channels,)."""
         return self.zero_count / np.maximum(self.count, 1)
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Return all that `from_state` needs, as arrays: equal statistics give equal arrays."""
-        return {
-            "counts": self.counts.copy(),
+    def state(self, *, counts: bool = True) -> dict[str, NDArray[np.generic]]:
+        """Return all that `from_state` needs, as arrays: equal statistics give equal arrays.
+
+        counts: False leaves out the one large array.
+        """
+        state: dict[str, NDArray[np.generic]] = {"counts": self.counts.copy()} if counts else {}
+        return state | {
             "exponents": self._exponents.copy(),
             "extremes": self._extremes.copy(),
             "tallies": self._tallies.copy(),

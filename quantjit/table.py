@@ -1,5 +1,6 @@
 """CalibrationTable: all the answers of a solve, and what was left float and why."""
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,12 +60,33 @@ class CalibrationTable:
 
 def save_frame(frame: pl.DataFrame, path: Path) -> None:
     """Write a frame as .csv or .parquet by the path's suffix, first under a temporary name."""
+    stream = io.BytesIO()
+    if path.suffix.lower() == ".parquet":
+        frame.write_parquet(stream)
+    else:
+        frame.write_csv(stream)
+    save_bytes(stream.getvalue(), path)
+
+
+def save_bytes(data: bytes, path: Path) -> None:
+    """Write a file so that at any moment it is the old one or the new one, whole and on the disk.
+
+    It is written under a temporary name beside it, flushed and renamed.  OSError names the path.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix.lower() == ".parquet":
-            frame.write_parquet(temporary)
-        else:
-            frame.write_csv(temporary)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
+        if os.name == "posix":  # the rename itself
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)

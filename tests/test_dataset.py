@@ -143,8 +143,10 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "deeper.png").mkdir()
     (tmp_path / "deeper.png" / "x.png").touch()
     assert names(open_(tmp_path)) == [
-        "Z.jpeg", "a10.png", "a9.Bmp", "b.JPG", "c.npz", "d.TXT", "é.npy",
+        "Z.jpeg", "a10.png", "a9.Bmp", "b.JPG", "c.npz", "d.TXT", "deeper.png", "é.npy",
     ]  # fmt: skip
+    with pytest.raises(DataError, match=r"deeper\.png: cannot be read: it is a folder"):
+        open_(tmp_path).load(6)
     assert names(open_(str(tmp_path), limit=2)) == ["Z.jpeg", "a10.png"]
 
 
@@ -198,22 +200,6 @@ def test_nothing_to_read(tmp_path):
 def test_options_are_checked(tmp_path, option, words):
     with pytest.raises(UsageError, match=words):
         open_(tmp_path, **option)
-
-
-def test_fingerprint(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
-        folder.mkdir()
-        fill(folder, 2)
-    mark = open_(first).fingerprint()
-    assert mark == open_(second).fingerprint()
-    assert len(mark) == 64
-    assert mark != open_(first, limit=1).fingerprint()
-    (second / "001.txt").rename(second / "002.txt")
-    assert mark != open_(second).fingerprint()
-    fill(second, 2, bad=[1])
-    (second / "002.txt").unlink()
-    assert mark != open_(second).fingerprint()
 
 
 # ------------------------------------------------------------------ decoding

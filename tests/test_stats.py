@@ -184,6 +184,52 @@ def test_sums_of_long_planes(size):
     np.testing.assert_allclose(stats.std, wide.std(axis=(0, 2)), rtol=1e-12)
 
 
+SIZES = [1, 31, 32, 33, kernels.BLOCK - 1, kernels.BLOCK, kernels.BLOCK + 33, 2 * kernels.BLOCK]
+
+
+@pytest.mark.parametrize("bins", [16, 64])
+@pytest.mark.parametrize("size", SIZES)
+def test_planes_of_any_length(size, bins):
+    """Blocks, lines and the rest of a plane; ranges that grow in the middle; zeros of all kinds."""
+    rng = np.random.default_rng(size)
+    for kind in ("normal", "zeros", "grows", "tiny", "not finite"):
+        x = rng.normal(size=(2, 2, size)).astype(np.float32)
+        if kind == "zeros":
+            x[rng.random(x.shape) < 0.6] = -0.0
+        elif kind == "grows":
+            x[..., size // 2 :] *= np.float32(1000)
+        elif kind == "tiny":  # bins narrower than the reciprocal of any float32
+            x *= np.float32(1e-42)
+        elif kind == "not finite":
+            x[rng.random(x.shape) < 0.3] = np.nan
+            x[rng.random(x.shape) < 0.05] = -np.inf
+        stats = gather(x, bins=bins)
+        assert_same_bits(stats.per_tensor(), gather(x, channels=1, bins=bins))
+        assert_same_bits(stats, gather(x[::-1], bins=bins))
+        for c in range(2):
+            kept = finite(x[:, c])
+            counts, width = oracle.power_of_two_histogram(x[:, c], bins)
+            np.testing.assert_array_equal(stats.counts[c], counts)
+            assert stats.bin_width[c] == width
+            assert (stats.count[c], stats.zero_count[c]) == (kept.size, (kept == 0).sum())
+            assert stats.nonfinite[c] == x[:, c].size - kept.size
+            if kept.size:
+                assert (stats.minimum[c], stats.maximum[c]) == (kept.min(), kept.max())
+                spread = np.abs(kept).max()
+                assert stats.mean[c] == pytest.approx(kept.mean(), rel=1e-12, abs=1e-14 * spread)
+                assert stats.mean_abs[c] == pytest.approx(np.abs(kept).mean(), rel=1e-12)
+                assert stats.mean_square[c] == pytest.approx((kept**2).mean(), rel=1e-12)
+
+
+def test_sums_of_finite_elements_do_not_see_the_others():
+    """A plane with NaN adds up exactly as the plane of its finite elements."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300).astype(np.float32)
+    holes = np.insert(x, [0, 5, 129, 200, 300], np.nan).astype(np.float32)
+    found, expected = gather(holes[None, None]).state(), gather(x[None, None]).state()
+    np.testing.assert_array_equal(found["sums"], expected["sums"])
+
+
 def test_batches_of_any_rank_and_layout():
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     expected = gather(x.reshape(2, 3, 20))

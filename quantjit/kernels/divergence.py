@@ -25,8 +25,10 @@ TARGETS = 128
 """Codes that magnitudes are mapped to when distributions are compared."""
 
 _TERMS = 2 * TARGETS  # runs and cut bins, the last place is unused
+_NEXT = np.uint64(1)
 _SQRT_HALF_BITS = 0x3FE6A09E00000000  # high word of the float64 sqrt(1/2)
 _LN2 = math.log(2.0)
+_FEW_CHANNELS = 16  # below, a team of threads costs more than it gains
 _SLACK = 1e-9  # of a divergence: a bound is not trusted beyond the rounding of the sums
 
 
@@ -63,25 +65,27 @@ def _divergence(
 
     kept: T >= 128, the last bin kept is not empty.  mass, entropy, filled: float64 (bins + 2,),
     sums over the bins before each of c, c log c and of 1 for a non-empty bin; the last is repeated.
-    work: float64 (4, 256).
+    work: float64 (6, 256).
     """
     weights, levels, logs, ends = work[0], work[1], work[2], work[3]
+    before, cut = work[4], work[5]  # mass before the bin that a run begins in, and of it, if cut
     for target in range(TARGETS + 1):
         place = target * kept
-        i, share = place >> 7, (place & 127) / 128
-        ends[target] = mass[i] + share * (mass[i + 1] - mass[i])
-        logs[target] = filled[i] + share * (filled[i + 1] - filled[i])
+        at = np.uint64(place >> 7)  # unsigned: no test for an index from the end
+        share = (place & 127) / 128
+        below, bin_mass = mass[at], mass[at + _NEXT] - mass[at]
+        before[target] = below
+        cut[target] = bin_mass if share > 0 else 0.0
+        ends[target] = below + share * bin_mass
+        logs[target] = filled[at] + share * (filled[at + _NEXT] - filled[at])
     for target in range(TARGETS):
         # 128 divides the places, so these differences are exact and an empty run is 0.
         width = logs[target + 1] - logs[target]
         levels[target] = (ends[target + 1] - ends[target]) / max(width, 1 / 128)
-        start, stop = target * kept, (target + 1) * kept
-        weights[target] = mass[stop >> 7] - mass[(start + 127) >> 7]
+        weights[target] = before[target + 1] - (before[target] + cut[target])
     for target in range(1, TARGETS):
-        place = target * kept
-        i, share = place >> 7, (place & 127) / 128
-        is_cut = 1.0 if share > 0 else 0.0
-        weights[TARGETS + target - 1] = is_cut * (mass[i + 1] - mass[i])
+        share = (target * kept & 127) / 128
+        weights[TARGETS + target - 1] = cut[target]
         levels[TARGETS + target - 1] = share * levels[target - 1] + (1.0 - share) * levels[target]
     weights[_TERMS - 1], levels[_TERMS - 1] = 0.0, 1.0
     whole = mass[mass.size - 1]
@@ -101,22 +105,32 @@ def _divergence(
 
 
 @kernel
-def _least_divergence(kept: int, mass: NDArray[np.float64], filled: NDArray[np.float64]) -> float:
-    """Return a bound below the divergence, in a few steps.
+def _least_divergences(
+    used: int, mass: NDArray[np.float64], filled: NDArray[np.float64], work: NDArray[np.float64]
+) -> None:
+    """Write a bound below the divergence for each number of bins kept, from 128 to `used`.
 
     Merging bins never raises a divergence (log sum inequality): left are the last bin of P and Q
-    and all the others.
+    and all the others.  work: float64 (4, used + 1), the bounds come in work[3].
     """
-    start = (TARGETS - 1) * kept
-    i, share = start >> 7, (start & 127) / 128
-    run = mass[kept] - mass[i] - share * (mass[i + 1] - mass[i])
-    width = filled[kept] - filled[i] - share * (filled[i + 1] - filled[i])
-    whole, level = mass[mass.size - 1], run / width
-    last, others = whole - mass[kept - 1], mass[kept - 1]
-    bound = last * math.log(last / level)
-    if others > 0:
-        bound += others * math.log(others / (mass[kept] - level))
-    return float(bound / whole)
+    first, second, logs, bounds = work[0], work[1], work[2], work[3]
+    whole = mass[mass.size - 1]
+    for kept in range(TARGETS, used + 1):
+        place = (TARGETS - 1) * kept
+        i, share = np.uint64(place >> 7), (place & 127) / 128
+        at = np.uint64(kept)
+        run = mass[at] - mass[i] - share * (mass[i + _NEXT] - mass[i])
+        width = filled[at] - filled[i] - share * (filled[i + _NEXT] - filled[i])
+        level = run / max(width, 1 / 128)
+        others = mass[at - _NEXT]
+        first[at] = (whole - others) / level if level > 0 else 0.0
+        second[at] = others / (mass[at] - level) if others > 0 else 1.0
+    logarithms_into(first[TARGETS : used + 1], logs[TARGETS : used + 1])
+    for kept in range(TARGETS, used + 1):
+        bounds[kept] = (whole - mass[kept - 1]) * logs[kept]
+    logarithms_into(second[TARGETS : used + 1], logs[TARGETS : used + 1])
+    for kept in range(TARGETS, used + 1):
+        bounds[kept] = (bounds[kept] + mass[kept - 1] * logs[kept]) / whole
 
 
 @kernel
@@ -132,22 +146,28 @@ def _search_divergence(counts: Counts) -> int:
     mass = np.zeros(bins + 2, np.float64)
     entropy = np.zeros(bins + 2, np.float64)
     filled = np.zeros(bins + 2, np.float64)
+    values, logs = np.empty(bins, np.float64), np.empty(bins, np.float64)
+    for i in range(bins):
+        values[i] = max(float(counts[i]), 1.0)
+    logarithms_into(values, logs)
     for i in range(bins):
         count = float(counts[i])
         mass[i + 1] = mass[i] + count
-        entropy[i + 1] = entropy[i] + (count * math.log(count) if count > 0 else 0.0)
+        entropy[i + 1] = entropy[i] + count * logs[i]
         filled[i + 1] = filled[i] + (1.0 if count > 0 else 0.0)
         if count > 0:
             used = i + 1
     mass[bins + 1], filled[bins + 1] = mass[bins], filled[bins]
     if filled[bins] <= TARGETS:
         return used
-    work = np.empty((4, _TERMS), np.float64)
+    bounds = np.empty((4, used + 1), np.float64)
+    _least_divergences(used, mass, filled, bounds)
+    work = np.empty((6, _TERMS), np.float64)
     best, least = used, np.inf
     for kept in range(used, TARGETS - 1, -1):
         if counts[kept - 1] == 0:
             continue
-        if _least_divergence(kept, mass, filled) > least * (1 + _SLACK) + _SLACK:
+        if bounds[3, kept] > least * (1 + _SLACK) + _SLACK:
             continue
         found = _divergence(kept, mass, entropy, filled, work)
         if found < least:
@@ -158,8 +178,12 @@ def _search_divergence(counts: Counts) -> int:
 @parallel_kernel
 def search_divergence_into(counts: Counts, out: NDArray[np.int64]) -> None:
     """Write the number of bins to keep; counts: (channels, bins), out: int64 (channels,)."""
-    for c in prange(out.size):
-        out[c] = _search_divergence(counts[c])
+    if out.size < _FEW_CHANNELS:
+        for c in range(out.size):
+            out[c] = _search_divergence(counts[c])
+    else:
+        for c in prange(out.size):
+            out[c] = _search_divergence(counts[c])
 
 
 @kernel

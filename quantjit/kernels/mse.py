@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from quantjit.kernels import kernel, parallel_kernel, prange
 from quantjit.kernels.histogram import Counts
 
+_FEW_CHANNELS = 16  # below, a team of threads costs more than it gains
+
 
 @kernel
 def _squared_error(
@@ -89,5 +91,9 @@ def search_squared_error_into(
     counts: (channels, bins); absmax: float64 (channels,), in bins, inside the last bin in use;
     codes: of one sign, e.g. 127; out: float64 (channels,).
     """
-    for c in prange(out.size):
-        out[c] = _search_squared_error(counts[c], absmax[c], codes)
+    if out.size < _FEW_CHANNELS:
+        for c in range(out.size):
+            out[c] = _search_squared_error(counts[c], absmax[c], codes)
+    else:
+        for c in prange(out.size):
+            out[c] = _search_squared_error(counts[c], absmax[c], codes)

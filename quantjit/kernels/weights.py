@@ -17,9 +17,15 @@ _ROOM = np.float32(1.25)
 _REFERENCE_STEPS = 1000
 _EXACT = 2.0**-40  # of the sum of squares: an error below is the rounding of sums
 _LEAST_CELLS, _MOST_CELLS = 1024, 2**20
+_LONG_ROW = 256  # from which it pays to leave out weights that keep their codes
+_WINDOW = 64.0  # rounds of the present length in which the rest of the way should lie
+_NARROWER = 4.0  # how much narrower a window must be to be worth it
+_SMALL = 2**16  # weights below which a team of threads costs more than it gains
 
 LANES = 32
 """Partial sums of a row where the original's order is of no concern: enough for vectors."""
+
+_L1, _L2, _L3 = np.uint64(LANES), np.uint64(2 * LANES), np.uint64(3 * LANES)
 
 
 @kernel
@@ -60,25 +66,49 @@ def _energy(row: NDArray[np.float32]) -> float:
 
 
 @kernel
+def _add_product(
+    w: np.float32, step: np.float32, fitted: float, norm: float
+) -> tuple[float, float]:
+    """Add w q and q q for the code q of w."""
+    quotient = w / step
+    shifted = np.trunc(quotient + np.copysign(_HALF, quotient))  # half away from zero
+    code = np.float64(min(max(shifted, -_CODES), _CODES))
+    return fitted + np.float64(w) * code, norm + code * code
+
+
+@kernel
 def _fit(
     row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return sum(w q) and sum(q q) for the codes q of this step; lanes: float64 (2, LANES)."""
+    """Return sum(w q) and sum(q q) for the codes q of this step.
+
+    lanes: float64 (2 * LANES,).  A lane takes the weights of four lines in turn, so that its sums
+    stay in registers.
+    """
     lanes[:] = 0.0
-    whole = row.size // LANES * LANES
-    for start in range(0, whole, LANES):
+    steps, whole = row.size // (4 * LANES) * (4 * LANES), row.size // LANES * LANES
+    for start in range(0, steps, 4 * LANES):
         for lane in range(LANES):
-            code = np.float64(_round(row[start + lane] / step))
-            lanes[0, lane] += np.float64(row[start + lane]) * code
-            lanes[1, lane] += code * code
+            at, line = np.uint64(start + lane), np.uint64(lane)  # unsigned: not from the end
+            fitted, norm = lanes[line], lanes[line + _L1]
+            fitted, norm = _add_product(row[at], step, fitted, norm)
+            fitted, norm = _add_product(row[at + _L1], step, fitted, norm)
+            fitted, norm = _add_product(row[at + _L2], step, fitted, norm)
+            fitted, norm = _add_product(row[at + _L3], step, fitted, norm)
+            lanes[line], lanes[line + _L1] = fitted, norm
+    for start in range(steps, whole, LANES):
+        for lane in range(LANES):
+            at, line = np.uint64(start + lane), np.uint64(lane)
+            fitted, norm = _add_product(row[at], step, lanes[line], lanes[line + _L1])
+            lanes[line], lanes[line + _L1] = fitted, norm
     for i in range(whole, row.size):
-        code = np.float64(_round(row[i] / step))
-        lanes[0, i - whole] += np.float64(row[i]) * code
-        lanes[1, i - whole] += code * code
+        lane = i - whole
+        fitted, norm = _add_product(row[i], step, lanes[lane], lanes[lane + LANES])
+        lanes[lane], lanes[lane + LANES] = fitted, norm
     for lane in range(1, LANES):
-        lanes[0, 0] += lanes[0, lane]
-        lanes[1, 0] += lanes[1, lane]
-    return lanes[0, 0], lanes[1, 0]
+        lanes[0] += lanes[lane]
+        lanes[LANES] += lanes[lane + LANES]
+    return lanes[0], lanes[LANES]
 
 
 @kernel
@@ -90,8 +120,60 @@ def _error(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64
 
 
 @kernel
-def _descend(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float64]) -> np.float32:
-    """Alternate codes and their best step, sum(w q) / sum(q q), until the step no longer moves."""
+def _follow_few(
+    row: NDArray[np.float32],
+    before: np.float32,
+    step: np.float32,
+    lanes: NDArray[np.float64],
+    few: NDArray[np.float32],
+) -> np.float32:
+    """Go on as `_descend` does, more and more looking only at weights whose codes may change.
+
+    before, step: of the last round.  The rounds become shorter: a window of some of them from here
+    on should hold the rest of the way, and a weight that has one code at both its ends keeps it in
+    between.  Ends at the fixed point or past a window.  few: float32, as long as the row.
+    """
+    kept_fitted, kept_norm = 0.0, 0.0
+    count, rises = row.size, step > before
+    few[:] = row
+    moves = np.empty(row.size, np.int8)
+    far, left = np.float32(np.inf) if rises else _ZERO, np.inf
+    while step != before and (step > before) == rises:
+        move = abs(np.float64(step) - np.float64(before))
+        before = step
+        fitted, norm = _fit(few[:count], step, lanes)
+        step = np.float32((kept_fitted + fitted) / (kept_norm + norm))
+        if move * _WINDOW < left / _NARROWER:
+            left = move * _WINDOW
+            here = float(np.float64(before))
+            far = np.float32(here + left if rises else max(here - left, 0.5 * here))
+            among, count = count, 0
+            for i in range(among):
+                moves[i] = _round(few[i] / before) != _round(few[i] / far)
+            for i in range(among):
+                few[count] = few[i]
+                count += int(moves[i])
+            others_fitted, others_norm = _fit(few[:count], before, lanes)
+            kept_fitted += fitted - others_fitted
+            kept_norm += norm - others_norm
+        if (step > far) if rises else (step < far):
+            break
+    return step
+
+
+@kernel
+def _descend(
+    row: NDArray[np.float32],
+    step: np.float32,
+    lanes: NDArray[np.float64],
+    few: NDArray[np.float32],
+) -> np.float32:
+    """Alternate codes and their best step, A / B = sum(w q) / sum(q q), to the fixed point.
+
+    A larger step never has a smaller best step: where a code falls from k to k - 1, at
+    |w| = (k - 1/2) step, A / B loses a part of ratio step / 2, and A / B >= step / 2.  The rounds
+    therefore go one way, to the first fixed point.  few: float32, as long as the row.
+    """
     rounds, before = 0, _ZERO
     while step != before and rounds < _REFERENCE_STEPS:
         before = step
@@ -99,6 +181,16 @@ def _descend(row: NDArray[np.float32], step: np.float32, lanes: NDArray[np.float
         fitted = np.float32(above / below) if below > 0 else step
         step = fitted if fitted > 0 else step
         rounds += 1
+        if row.size >= _LONG_ROW and step != before and below > 0:
+            step = _follow_few(row, before, step, lanes, few)
+    return step
+
+
+@kernel
+def _absmax_row(row: NDArray[np.float32], codes: NDArray[np.int8]) -> np.float32:
+    step = _absmax(row) / _CODES
+    if step > 0:
+        _encode(row, step, codes)
     return step
 
 
@@ -107,10 +199,21 @@ def absmax_weights_into(
     weights: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> None:
     """Step absmax / 127; weights float32, codes int8 (rows, columns); scale float32 (rows,)."""
-    for r in prange(scale.size):
-        scale[r] = _absmax(weights[r]) / _CODES
-        if scale[r] > 0:
-            _encode(weights[r], scale[r], codes[r])
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r] = _absmax_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r] = _absmax_row(weights[r], codes[r])
+
+
+@kernel
+def _absmax_reference_row(row: NDArray[np.float32], codes: NDArray[np.int8]) -> np.float32:
+    step = _absmax(row) / _CODES
+    inverse = _ONE / step if step > 0 else _ONE
+    for i in range(row.size):
+        codes[i] = np.int8(_round(row[i] * inverse))
+    return step
 
 
 @parallel_kernel
@@ -118,11 +221,26 @@ def absmax_weights_reference_into(
     weights: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> None:
     """As TNN's tool: multiply by the float32 reciprocal of the step."""
-    for r in prange(scale.size):
-        scale[r] = _absmax(weights[r]) / _CODES
-        inverse = _ONE / scale[r] if scale[r] > 0 else _ONE
-        for i in range(weights.shape[1]):
-            codes[r, i] = np.int8(_round(weights[r, i] * inverse))
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r] = _absmax_reference_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r] = _absmax_reference_row(weights[r], codes[r])
+
+
+@kernel
+def _admm_row(row: NDArray[np.float32], codes: NDArray[np.int8]) -> np.float32:
+    plain = _absmax(row) / _CODES
+    if plain == 0:
+        return plain
+    lanes = np.empty(2 * LANES, np.float64)
+    few = np.empty(row.size, np.float32)
+    step = _descend(row, plain / _ROOM, lanes, few)
+    if _error(row, step, lanes) >= _error(row, plain, lanes):
+        step = plain
+    _encode(row, step, codes)
+    return step
 
 
 @parallel_kernel
@@ -130,16 +248,30 @@ def admm_weights_into(
     weights: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> None:
     """Alternate from absmax / (127 * 1.25) to the fixed point, or absmax / 127 if better."""
-    for r in prange(scale.size):
-        plain = _absmax(weights[r]) / _CODES
-        scale[r] = plain
-        if plain == 0:
-            continue
-        lanes = np.empty((2, LANES), np.float64)
-        fitted = _descend(weights[r], plain / _ROOM, lanes)
-        if _error(weights[r], fitted, lanes) < _error(weights[r], plain, lanes):
-            scale[r] = fitted
-        _encode(weights[r], scale[r], codes[r])
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r] = _admm_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r] = _admm_row(weights[r], codes[r])
+
+
+@kernel
+def _admm_reference_row(row: NDArray[np.float32], codes: NDArray[np.int8]) -> np.float32:
+    step, before = _absmax(row) / (_CODES * _ROOM), -_ONE
+    rounds = 0
+    while step != before and rounds < _REFERENCE_STEPS:
+        before = step
+        above, below = _ZERO, _ZERO
+        divisor = step + _TINY
+        for i in range(row.size):
+            code = _round(row[i] / divisor)
+            codes[i] = np.int8(code)
+            above += row[i] * code
+            below += code * code
+        step = above / (below + _TINY)
+        rounds += 1
+    return step
 
 
 @parallel_kernel
@@ -150,21 +282,12 @@ def admm_weights_reference_into(
 
     Its 1000 rounds are cut short where the step repeats: no later round can differ.
     """
-    for r in prange(scale.size):
-        step, before = _absmax(weights[r]) / (_CODES * _ROOM), -_ONE
-        rounds = 0
-        while step != before and rounds < _REFERENCE_STEPS:
-            before = step
-            above, below = _ZERO, _ZERO
-            divisor = step + _TINY
-            for i in range(weights.shape[1]):
-                code = _round(weights[r, i] / divisor)
-                codes[r, i] = np.int8(code)
-                above += weights[r, i] * code
-                below += code * code
-            step = above / (below + _TINY)
-            rounds += 1
-        scale[r] = step
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r] = _admm_reference_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r] = _admm_reference_row(weights[r], codes[r])
 
 
 @kernel
@@ -299,12 +422,12 @@ def _least_squares(magnitudes: NDArray[np.float64], step: float, error: float) -
 
 
 @kernel
-def _least_squares_row(row: NDArray[np.float32]) -> np.float32:
+def _least_squares_step(row: NDArray[np.float32]) -> np.float32:
     """Return the float32 step of least squared error of a row, 0 for a row of zeros."""
     plain = _absmax(row) / _CODES
     if plain == 0:
         return _ZERO
-    lanes = np.empty((2, LANES), np.float64)
+    lanes = np.empty(2 * LANES, np.float64)
     best, least = plain, _error(row, plain, lanes)
     for part in range(9, 16):
         step = plain * np.float32(part / 16)
@@ -320,15 +443,44 @@ def _least_squares_row(row: NDArray[np.float32]) -> np.float32:
     return fitted if fitted > 0 and _error(row, fitted, lanes) < least else best
 
 
+@kernel
+def _least_squares_row(row: NDArray[np.float32], codes: NDArray[np.int8]) -> np.float32:
+    step = _least_squares_step(row)
+    if step > 0:
+        _encode(row, step, codes)
+    return step
+
+
 @parallel_kernel
 def least_squares_weights_into(
     weights: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> None:
     """Least squared error over all steps, up to the rounding of the step to float32."""
-    for r in prange(scale.size):
-        scale[r] = _least_squares_row(weights[r])
-        if scale[r] > 0:
-            _encode(weights[r], scale[r], codes[r])
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r] = _least_squares_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r] = _least_squares_row(weights[r], codes[r])
+
+
+@kernel
+def _asymmetric_row(
+    row: NDArray[np.float32], codes: NDArray[np.int8]
+) -> tuple[np.float32, np.int8]:
+    lowest, highest = _ZERO, _ZERO
+    for i in range(row.size):
+        lowest = min(lowest, row[i])
+        highest = max(highest, row[i])
+    step = (highest - lowest) / np.float32(254)
+    if step == 0:
+        return step, np.int8(0)
+    inverse = _ONE / step
+    zero = _CODES - _round_away(highest * inverse)
+    for i in range(row.size):
+        value = _round_away(row[i] * inverse) + zero
+        codes[i] = np.int8(min(max(value, -_CODES), _CODES))
+    return step, np.int8(zero)
 
 
 @parallel_kernel
@@ -342,18 +494,9 @@ def asymmetric_weights_into(
 
     A row of zeros, where the tool gives up, has step, zero point and codes 0.
     """
-    for r in prange(scale.size):
-        lowest, highest = _ZERO, _ZERO
-        for i in range(weights.shape[1]):
-            lowest = min(lowest, weights[r, i])
-            highest = max(highest, weights[r, i])
-        step = (highest - lowest) / np.float32(254)
-        scale[r] = step
-        if step == 0:
-            continue
-        inverse = _ONE / step
-        zero = _CODES - _round_away(highest * inverse)
-        zero_point[r] = np.int8(zero)
-        for i in range(weights.shape[1]):
-            value = _round_away(weights[r, i] * inverse) + zero
-            codes[r, i] = np.int8(min(max(value, -_CODES), _CODES))
+    if weights.size < _SMALL:
+        for r in range(scale.size):
+            scale[r], zero_point[r] = _asymmetric_row(weights[r], codes[r])
+    else:
+        for r in prange(scale.size):
+            scale[r], zero_point[r] = _asymmetric_row(weights[r], codes[r])

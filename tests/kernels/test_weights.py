@@ -117,6 +117,60 @@ def test_the_better_methods_are_never_worse(w):
         assert best <= admm + slack
 
 
+@numba.njit(error_model="numpy")
+def plain_admm_step(row, rounds):
+    """Every round over every weight, as the paper has it; half away from zero."""
+    step = np.float32(np.abs(row).max() / np.float32(127)) / np.float32(1.25)
+    for _ in range(rounds):
+        above, below = 0.0, 0.0
+        for i in range(row.size):
+            quotient = row[i] / step
+            code = np.floor(np.abs(quotient) + np.float32(0.5))
+            code = min(code, np.float32(127)) * np.sign(quotient)
+            above += np.float64(row[i]) * np.float64(code)
+            below += np.float64(code) * np.float64(code)
+        step = np.float32(above / below)
+    return step
+
+
+def long_rows(kind, count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    w = {
+        "normal": rng.normal,
+        "laplace": rng.laplace,
+        "cauchy": rng.standard_cauchy,
+        "uniform": lambda size: rng.uniform(-1, 1, size),
+        "grid": lambda size: rng.integers(-20, 21, size) / 2,
+        "outliers": lambda size: rng.normal(size=size) * np.where(rng.random(size) < 0.01, 50, 1),
+    }[kind](size=(count, size))
+    return w.astype(np.float32)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("size", [255, 256, 1000, 4608])
+@pytest.mark.parametrize("kind", ["normal", "laplace", "cauchy", "uniform", "grid", "outliers"])
+def test_admm_is_what_1000_plain_rounds_give(kind, size):
+    w = long_rows(kind, 12, size, size)
+    codes, scale = quantize(kernels.admm_weights_into, w)
+    fallen_back = 0
+    for r, row in enumerate(w):
+        step, plain = plain_admm_step(row, 1000), np.abs(row).max() / np.float32(127)
+        if oracle.weight_error(row, step) >= oracle.weight_error(row, plain):
+            step, fallen_back = plain, fallen_back + 1
+        assert scale[r] == step
+        np.testing.assert_array_equal(codes[r], np.clip(oracle.to_codes(row, step), -127, 127))
+    assert fallen_back < len(w)
+
+
+def test_admm_of_a_long_row():
+    """Short enough for Python, long enough to leave weights out."""
+    w = long_rows("outliers", 1, 260)
+    _, scale = quantize(kernels.admm_weights_into, w)
+    codes = np.clip(oracle.to_codes(w[0], scale[0]), -127, 127).astype(np.float64)
+    fitted = np.float32((w[0].astype(np.float64) * codes).sum() / (codes**2).sum())
+    assert scale[0] == fitted
+
+
 @given(rows())
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_symmetric_methods_are_odd(name, w):
