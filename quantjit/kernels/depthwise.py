@@ -12,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 
 from quantjit.kernels import simd
+from quantjit.kernels.addresses import codes, floats, integers, longs
 from quantjit.kernels.planes import Plane
 from quantjit.kernels.schedule import TaskFunction
 from quantjit.kernels.simd import (
@@ -48,11 +49,7 @@ from quantjit.kernels.tiled import (
     WIDTH,
     ZEROS,
     X,
-    codes,
-    floats,
-    integers,
-    longs,
-)  # fmt: skip
+)
 
 _BYTES = 64
 _GROUP = 4  # codes of a product

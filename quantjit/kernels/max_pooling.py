@@ -6,6 +6,7 @@ import numpy as np
 from llvmlite import ir
 
 from quantjit.kernels import simd
+from quantjit.kernels.addresses import longs
 from quantjit.kernels.planes import Plane
 from quantjit.kernels.schedule import Prepared, TaskFunction
 from quantjit.kernels.simd import F32, I8, I32, I64, LANES, Emitter, constant, emitted
@@ -22,8 +23,7 @@ from quantjit.kernels.tiled import (
     SPLITS,
     WIDTH,
     X,
-    longs,
-)  # fmt: skip
+)
 
 _LOWEST = float(np.finfo(np.float32).min)
 

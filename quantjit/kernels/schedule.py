@@ -5,7 +5,6 @@ node until none is left, waits for those that others still do, and goes on to th
 thread that comes late finds the work done: nobody waits for one that has not started.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from quantjit.kernels import caching, kernel
+from quantjit.kernels.addresses import add, compare_and_swap, load, longs, swap, yield_core
 
 INPUT, OUTPUT, SECOND_INPUT = range(3)
 """Fields that every description starts with: addresses of what a node reads and writes."""
@@ -36,7 +35,16 @@ TaskFunction = Callable[[int, int, int], None]
 """``function(address of the description, task, thread)``."""
 
 _I64 = ir.IntType(64)
+ENDED, CHANGING = -1, -2
+"""What stands for a turn when there are no more, and while the work of the next is written."""
+
+TABLE, FIRST, LAST, COUNTERS, TURN = range(5)
+ASLEEP = 16
+"""Cells that a team shares: the work of a turn, the turn, and from ASLEEP on a thread's sleep."""
+
 _SPINS = 2000
+_PATIENCE = 200_000
+"""Looks at the turn before a thread falls asleep: some tenths of a millisecond."""
 
 
 @cache
@@ -66,58 +74,6 @@ def _call(context: Any, address: Any, description: Any, task: Any, thread: Any) 
 call: Any = intrinsic(_call)
 
 
-def _compare_and_swap(context: Any, address: Any, expected: Any, wanted: Any) -> Any:
-    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        place = builder.inttoptr(values[0], _I64.as_pointer())
-        pair = builder.cmpxchg(place, values[1], values[2], "acq_rel", "acquire")
-        return builder.zext(builder.extract_value(pair, 1), _I64)
-
-    del context
-    return types.int64(address, expected, wanted), codegen
-
-
-compare_and_swap: Any = intrinsic(_compare_and_swap)
-
-
-def _load(context: Any, address: Any) -> Any:
-    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        place = builder.inttoptr(values[0], _I64.as_pointer())
-        return builder.load_atomic(place, "acquire", 8)
-
-    del context
-    return types.int64(address), codegen
-
-
-load: Any = intrinsic(_load)
-
-
-def _add(context: Any, address: Any, amount: Any) -> Any:
-    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        place = builder.inttoptr(values[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", place, values[1], "acq_rel")
-
-    del context
-    return types.int64(address, amount), codegen
-
-
-add: Any = intrinsic(_add)
-
-
-def _yield(context: Any) -> Any:
-    def codegen(context: Any, builder: Any, __: Any, ___: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        name = "sched_yield" if hasattr(os, "sched_yield") else "SwitchToThread"
-        function: Any = cgutils.get_or_insert_function  # untyped
-        builder.call(function(builder.module, kind, name), [])
-        return context.get_dummy_value()
-
-    del context
-    return types.void(), codegen
-
-
-yield_core: Any = intrinsic(_yield)
-
-
 @kernel
 def run_alone(table: NDArray[np.int64], first: int, last: int) -> None:
     """Run rows `first` to `last` of the table, int64 (nodes, ROW), on this thread only."""
@@ -128,20 +84,18 @@ def run_alone(table: NDArray[np.int64], first: int, last: int) -> None:
 
 
 @kernel
-def run_together(
-    table: NDArray[np.int64], first: int, last: int, counters: int, turn: int, thread: int
-) -> int:
-    """Run rows `first` to `last` together with the other threads that are called with this `turn`.
+def run_together(table: int, first: int, last: int, counters: int, turn: int, thread: int) -> int:
+    """Run rows `first` to `last` together with the other threads that have this `turn`.
 
-    counters: address of int64 (nodes, STRIDE), in which the caller has set both counters of each
-    node to ``turn << 32``.  A counter of another turn means that this one is over.  Returns how
-    many tasks this thread did.
+    table: address of int64 (nodes, ROW); counters: of int64 (nodes, STRIDE), in which both counters
+    of each node were set to ``turn << 32``.  A counter of another turn means that this one is over.
+    Returns how many tasks this thread did.
     """
     start = turn << 32
     did = 0
     for node in range(first, last):
-        function, description = table[node, FUNCTION], table[node, DESCRIPTION]
-        tasks = table[node, TASKS]
+        row = longs(table + node * ROW * 8, ROW)
+        function, description, tasks = row[FUNCTION], row[DESCRIPTION], row[TASKS]
         following, finished = counters + node * STRIDE * 8, counters + node * STRIDE * 8 + 64
         while True:
             seen = load(following)
@@ -166,6 +120,46 @@ def run_together(
                 yield_core()
                 spins = 0
     return did
+
+
+@kernel
+def lead(cells: int, turn: int, sleepers: NDArray[np.int64]) -> None:
+    """Open a turn, whose work is in the cells.
+
+    sleepers: int64 (threads,), becomes 1 for the threads that are asleep and must be woken.
+    """
+    swap(cells + TURN * 8, turn)
+    for thread in range(1, sleepers.size):
+        sleepers[thread] = swap(cells + (ASLEEP + thread * STRIDE) * 8, 0)
+
+
+@kernel
+def follow(cells: int, turn: int, thread: int) -> int:
+    """Run one turn after the other until none came for a while or the team ended.
+
+    turn: the last one that this thread knows.  Returns the last turn then, ENDED at the end; before
+    it returns another, the thread counts as asleep.
+    """
+    asleep = cells + (ASLEEP + thread * STRIDE) * 8
+    spins = 0
+    while True:
+        now = load(cells + TURN * 8)
+        if now == ENDED:
+            return ENDED
+        if now != turn and now != CHANGING:
+            table, counters = load(cells + TABLE * 8), load(cells + COUNTERS * 8)
+            first, last = load(cells + FIRST * 8), load(cells + LAST * 8)
+            if load(cells + TURN * 8) == now:  # else these may be halves of two turns
+                turn, spins = now, 0
+                run_together(table, first, last, counters, turn, thread)
+            continue
+        spins += 1
+        if spins > _PATIENCE:
+            swap(asleep, 1)
+            if load(cells + TURN * 8) == turn:
+                return turn
+            swap(asleep, 0)  # a turn came meanwhile, and perhaps a wake-up that finds us awake
+            spins = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,50 +219,67 @@ class Chain:
 class Team:
     """The threads that run tables together; the calling thread is one of them.
 
-    threads: how many in all.
+    A thread without work looks out for some a little longer, then sleeps.  threads: how many in
+    all.
     """
 
     def __init__(self, threads: int) -> None:
+        self._cells = np.zeros(ASLEEP + (threads + 1) * STRIDE, np.int64)
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._work: tuple[NDArray[np.int64], int, int, NDArray[np.int64], int] | None = None
+        self._sleepers, self._nobody = np.zeros(threads, np.int64), np.zeros(0, np.int64)
         self._turn = 0
+        # What a late thread may still look at lives as long as the threads do.
+        self._kept: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         for index, start in enumerate(self._starts):
-            # A thread must not keep its team alive, or neither would ever end.
-            arguments = (weakref.ref(self), start, index + 1)
+            arguments = (self._cells, self._kept, start, index + 1)
             threading.Thread(target=_help, args=arguments, daemon=True).start()
+        self._end = weakref.finalize(self, _end, self._cells, self._starts, self._sleepers)
 
     def run(self, table: NDArray[np.int64], first: int, last: int) -> None:
         """Run rows `first` to `last` of the table."""
         self._turn += 1
-        counters = np.full((len(table), STRIDE), self._turn << 32, np.int64)
-        self._work = (table, first, last, counters, self._turn)
-        for start in self._starts:
-            start.release()
-        run_together(table, first, last, counters.ctypes.data, self._turn, 0)
-
-    def help(self, thread: int) -> bool:
-        """Join the current work; False when the team is closed."""
-        work = self._work
-        if work is None:
-            return False
-        table, first, last, counters, turn = work
-        run_together(table, first, last, counters.ctypes.data, turn, thread)
-        return True
+        if id(table) not in self._kept:
+            self._kept[id(table)] = table, np.zeros((len(table), STRIDE), np.int64)
+        counters = self._kept[id(table)][1]
+        counters[:] = self._turn << 32
+        work = table.ctypes.data, first, last, counters.ctypes.data
+        lead(self._cells.ctypes.data, CHANGING, self._nobody)
+        self._cells[:TURN] = work
+        lead(self._cells.ctypes.data, self._turn, self._sleepers)
+        _wake(self._starts, self._sleepers)
+        run_together(*work, self._turn, 0)
 
     def close(self) -> None:
         """Let the other threads end."""
-        self._work = None
-        for start in self._starts:
+        self._end()
+
+
+def _wake(starts: Sequence[threading.Semaphore], sleepers: NDArray[np.int64]) -> None:
+    for start, sleeps in zip(starts, sleepers[1:], strict=True):
+        if sleeps:
             start.release()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _end(
+    cells: NDArray[np.int64],
+    starts: Sequence[threading.Semaphore],
+    sleepers: NDArray[np.int64],
+) -> None:
+    lead(cells.ctypes.data, ENDED, sleepers)
+    _wake(starts, sleepers)
 
 
-def _help(team: "weakref.ref[Team]", start: threading.Semaphore, thread: int) -> None:
+def _help(
+    cells: NDArray[np.int64],
+    kept: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    start: threading.Semaphore,
+    thread: int,
+) -> None:
+    """Follow a team; must not keep the team itself alive, or neither would ever end."""
+    turn = 0
     while True:
-        start.acquire()
-        current = team()
-        if current is None or not current.help(thread):
+        turn = follow(cells.ctypes.data, turn, thread)
+        if turn == ENDED:
+            del kept  # the arrays were needed until here
             return
-        del current
+        start.acquire()

@@ -7,9 +7,9 @@ from llvmlite import binding, ir
 from numpy.typing import NDArray
 
 from quantjit.kernels import simd
+from quantjit.kernels.addresses import longs
 from quantjit.kernels.schedule import INPUT, OUTPUT, Prepared
 from quantjit.kernels.simd import I8, I64, Emitter, constant, emitted
-from quantjit.kernels.tiled import longs
 
 _CODES = 64
 _WORTH_A_TASK = 1 << 15  # codes

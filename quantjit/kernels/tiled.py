@@ -18,14 +18,11 @@ task that it falls to.
 
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel, simd
+from quantjit.kernels.addresses import codes, floats, integers, longs, octets, shorts
 from quantjit.kernels.convolution import decay
 from quantjit.kernels.simd import (
     EVEN,
@@ -67,70 +64,6 @@ _INFINITY, _LOWEST = np.float32(np.inf), np.float32(-128)
 BLOCK_ROWS, BLOCK_FIRST, BLOCK_VALID, BLOCK_WEIGHTS, BLOCK_FIELDS = range(5)
 """Fields of one block of output channels: rows of its tile, first channel, how many channels are
 real, offset of its weights in bytes."""
-
-
-carray: Any = numba.carray  # type: ignore[attr-defined]
-_pointer_to: Any = types.CPointer
-
-
-def _pointer(kind: Any, element: Any) -> Any:
-    def view(context: Any, address: Any) -> Any:
-        def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-            return builder.inttoptr(values[0], element.as_pointer())
-
-        return _pointer_to(kind)(address), codegen
-
-    return intrinsic(view)
-
-
-pointer_to_float32 = _pointer(types.float32, ir.FloatType())
-_as_int64 = _pointer(types.int64, ir.IntType(64))
-_as_int32 = _pointer(types.int32, ir.IntType(32))
-_as_int16 = _pointer(types.int16, ir.IntType(16))
-pointer_to_int8 = _pointer(types.int8, ir.IntType(8))
-_as_uint8 = _pointer(types.uint8, ir.IntType(8))
-
-
-@kernel
-def floats(address: int, count: int) -> NDArray[np.float32]:
-    """View `count` float32 at an address."""
-    view: NDArray[np.float32] = carray(pointer_to_float32(address), (count,))
-    return view
-
-
-@kernel
-def longs(address: int, count: int) -> NDArray[np.int64]:
-    """View `count` int64 at an address."""
-    view: NDArray[np.int64] = carray(_as_int64(address), (count,))
-    return view
-
-
-@kernel
-def integers(address: int, count: int) -> NDArray[np.int32]:
-    """View `count` int32 at an address."""
-    view: NDArray[np.int32] = carray(_as_int32(address), (count,))
-    return view
-
-
-@kernel
-def shorts(address: int, count: int) -> NDArray[np.int16]:
-    """View `count` int16 at an address."""
-    view: NDArray[np.int16] = carray(_as_int16(address), (count,))
-    return view
-
-
-@kernel
-def codes(address: int, count: int) -> NDArray[np.int8]:
-    """View `count` int8 at an address."""
-    view: NDArray[np.int8] = carray(pointer_to_int8(address), (count,))
-    return view
-
-
-@kernel
-def octets(address: int, count: int) -> NDArray[np.uint8]:
-    """View `count` uint8 at an address."""
-    view: NDArray[np.uint8] = carray(_as_uint8(address), (count,))
-    return view
 
 
 def _widths(table: Any, rows: int) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel
+from quantjit.kernels.addresses import floats, longs
 from quantjit.kernels.simd import F32, FLOATS, I64, LANES, TILE, Emitter, constant, emitted
 from quantjit.kernels.tiled import (
     BAND,
@@ -53,10 +54,8 @@ from quantjit.kernels.tiled import (
     WIDTH,
     X,
     float_tile,
-    floats,
     lay_floats_into,
-    longs,
-)  # fmt: skip
+)
 
 SQUARE = 4
 """Outputs along a side of a square."""

@@ -7,6 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantjit.kernels import kernel
+from quantjit.kernels.addresses import (
+    carray,
+    codes,
+    floats,
+    longs,
+    pointer_to_float32,
+    pointer_to_int8,
+)
 from quantjit.kernels.codes import (
     add_even_int8_into,
     dequantize_into,
@@ -16,7 +24,6 @@ from quantjit.kernels.codes import (
 from quantjit.kernels.planes import sum_floats
 from quantjit.kernels.pooling import average_pool_into
 from quantjit.kernels.schedule import INPUT, OUTPUT, SECOND_INPUT, Prepared, TaskFunction
-from quantjit.kernels.tiled import carray, codes, floats, longs, pointer_to_float32, pointer_to_int8
 
 _SMALLEST = 1 << 14  # elements that are worth a task of their own
 

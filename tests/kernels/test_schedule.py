@@ -42,6 +42,18 @@ def test_a_team_keeps_the_order_of_nodes(threads):
     team.close()
 
 
+def test_a_team_changes_tables():
+    team, chains = schedule.Team(4), [chain_of_sums(count, 4) for count in (1, 3, 5)]
+    for turn in range(300):
+        table, _, blobs = chains[turn % 3]
+        for blob in blobs[1:]:
+            blob[:] = 0
+        team.run(table, 0, len(table))
+        np.testing.assert_array_equal(blobs[-1], np.float32(2 ** (len(blobs) - 1)))
+        if turn % 50 == 0:
+            time.sleep(0.05)  # long enough that the others fall asleep
+
+
 def test_a_team_ends_with_its_owner():
     before = threading.active_count()
     team = schedule.Team(3)
