@@ -476,7 +476,8 @@ class _Schedule:
     def is_due(self, inputs: int) -> bool:
         """Whether it is now."""
         left, seconds = self.inputs_left(inputs), self.seconds_left()
-        return (left is not None and left <= 0) or (seconds is not None and seconds <= 0)
+        is_time = (left is not None and left <= 0) or (seconds is not None and seconds <= 0)
+        return is_time and inputs > self._inputs
 
 
 class _Journal:
@@ -584,7 +585,7 @@ class Gathering:
     ) -> Calibration:
         """Gather from all files that are not in yet.
 
-        stop: asked before each batch.  Once it is True, what is under way is finished, written
+        stop: asked before each file.  Once it is True, what is under way is finished, written
         and Interrupted is raised.
         """
         start = time.perf_counter()
