@@ -39,8 +39,9 @@ None is under way: the statistics hold still during the call.  True ends the pas
 BINS, LEAST_BINS = 4096, 256
 
 _PROGRAM_BYTES = 200 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
+_INT8_PROGRAM_BYTES = 40 * 2**20  # more of compiled kernels, measured
 _STATISTICS_BYTES = 2**30  # that statistics may take where no budget is given
-_SAVING_FACTOR = 3  # statistics, their table and its encoded form
+_COPIES = 3  # of statistics: while they are written to a file, or solved in float64
 _CACHE_BYTES = 2**20  # of a core: batches whose blobs fit it cost no memory traffic
 _MOST_BATCH = 16
 
@@ -83,19 +84,17 @@ def plan(
     memory: int | None = None,
     jobs: int | None = None,
     batch: int | None = None,
-    saves: bool = False,
 ) -> Plan:
     """Choose batch, threads, depth of the queue and bins.
 
     channels: rows of statistics by blob.  memory: bytes that the process may take; the bins depend
-    on it and on the network only, never on the machine.  jobs, batch: at most so many.  saves:
-    whether a statistics file is written.  Raises UsageError where it cannot be kept.
+    on it and on the network only, never on the machine.  jobs, batch: at most so many.  Raises
+    UsageError where it cannot be kept.
     """
     rows = sum(channels.values())
     weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
     arena = plan_memory(graph)[1]
     source = sum(4 * math.prod(blob.shape) for blob in graph.inputs)
-    copies = _SAVING_FACTOR if saves else 1
 
     def take(threads: int, batch: int, depth: int, bins: int) -> Plan:
         resources = Resources(threads, batch, min(threads, depth), depth)
@@ -103,7 +102,7 @@ def plan(
             resources,
             rows,
             bins,
-            copies * rows * BlobStats.row_bytes(bins),
+            _COPIES * rows * BlobStats.row_bytes(bins),
             weights + threads * (weights + batch * arena),
             source * resources.inputs_under_way,
         )
@@ -122,7 +121,7 @@ def plan(
             )
         fixed = least.total_bytes - least.statistics_bytes
         room = max(least.statistics_bytes, (memory - fixed) // 2)
-    while bins > LEAST_BINS and copies * rows * BlobStats.row_bytes(bins) > room:
+    while bins > LEAST_BINS and _COPIES * rows * BlobStats.row_bytes(bins) > room:
         bins //= 2
     chosen = take(threads, wanted, threads * (wanted + 1), bins)
     while memory is not None and chosen.total_bytes > memory:
@@ -134,6 +133,21 @@ def plan(
             return take(1, 1, 1, bins)
         chosen = take(threads, wanted, threads * (wanted + 1), bins)
     return chosen
+
+
+def threads_to_verify(graph: Graph, channels: Mapping[str, int], memory: int | None) -> int:
+    """Return how many threads may compare a network with its int8 form within a budget, 1 at least.
+
+    Each keeps all float blobs of an input, and the buffers and weights of two networks.
+    """
+    if memory is None:
+        return cores()
+    alone = plan(graph, channels, memory=memory, jobs=1, batch=1)
+    weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
+    blobs, arena = plan_memory(graph)
+    each = 2 * weights + blobs + blobs // 4 + arena + arena // 4
+    kept = alone.program_bytes + _INT8_PROGRAM_BYTES + 2 * weights + alone.statistics_bytes // _COPIES
+    return max(1, min(cores(), (memory - kept) // max(each, 1)))
 
 
 def _batched(graph: Graph, batch: int) -> Graph | None:

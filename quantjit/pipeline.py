@@ -252,13 +252,15 @@ def run(
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
     if verify_inputs and dataset is not None:
+        rows = {blob: seen.channels for blob, seen in calibration.stats.items()}
+        fitting = evidence.threads_to_verify(graph, rows, memory)
         comparison = verify(
             graph,
             quantized,
             dataset.spread(verify_inputs),
             labels=known,
             why_float=table.float_nodes,
-            jobs=jobs,
+            jobs=jobs if memory is None else min(fitting, jobs or fitting),
             on_progress=on_progress,
         )
     sources = (proto, model or proto.with_suffix(".tnnmodel"))
@@ -326,7 +328,7 @@ def calibrate_files(
     if shard is not None:
         dataset = dataset.shard(*shard)
     channels = evidence.blobs_to_gather(graph, merge)
-    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch, saves=True)
+    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
     base_path = output if append else None
     if resume:  # what is complete already is continued too: there is nothing left to do
@@ -426,7 +428,7 @@ def inspect(
     plan = None
     if not graph.is_quantized:
         channels = quantizer.observed_blobs(fused, shapes, settings)
-        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory, saves=True)
+        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory)
     blob_bytes, arena_bytes = plan_memory(fused)
     return Inspection(
         nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes, plan

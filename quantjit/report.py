@@ -157,7 +157,7 @@ def plan_text(plan: Plan) -> str:
     return (
         f"calibration: {plan.rows} rows of statistics with {plan.bins} bins{fewer}; at most "
         f"{size(plan.total_bytes)} in all, whatever the number of inputs: statistics "
-        f"{size(plan.statistics_bytes)} (while they are written to a file), network "
+        f"{size(plan.statistics_bytes)} (while they are solved or written), network "
         f"{size(plan.network_bytes)}, inputs {size(plan.queue_bytes)}, the program "
         f"{size(plan.program_bytes)}; {resources.threads} threads, batch {resources.batch}, "
         f"{resources.depth} files loaded ahead"

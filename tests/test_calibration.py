@@ -397,8 +397,8 @@ def test_the_plan_keeps_to_its_budget():
 def test_fewer_bins_are_the_same_statistics_coarser(place, whole, tmp_path):
     graph = pipeline.load(place / "net.tnnproto")
     channels = calibration.blobs_to_gather(graph, "channel")
-    least = calibration.plan(graph, channels, jobs=1, saves=True).total_bytes
-    few = calibration.plan(graph, channels, jobs=1, saves=True, memory=least - 2_200_000)
+    least = calibration.plan(graph, channels, jobs=1).total_bytes
+    few = calibration.plan(graph, channels, jobs=1, memory=least - 2_200_000)
     assert few.bins < 4096
     gather(place, tmp_path / "a.qjs", memory=least - 2_200_000)
     (tmp_path / "whole.qjs").write_bytes(whole)

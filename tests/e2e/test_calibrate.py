@@ -211,13 +211,14 @@ def test_inspect_states_the_memory(run):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is in /proc")
 @pytest.mark.parametrize("memory", ["225M", "280M"])
-def test_memory_is_kept(tmp_path, memory):
+@pytest.mark.parametrize("command", ["calibrate", "quantize"])
+def test_memory_is_kept(tmp_path, command, memory):
     script = (
         "import sys; from quantjit.cli import main; code = main(sys.argv[1:]); "
         "print([line for line in open('/proc/self/status') if 'VmHWM' in line][0].split()[1]); "
         "sys.exit(code)"
     )
-    argv = ["calibrate", *JOB, "-q", "-t", "channel", "--memory", memory, "-o", "s.qjs"]
+    argv = [command, *JOB, "-q", "-t", "channel", "--memory", memory, "-o", "s.qjs"]
     done = subprocess.run(
         [sys.executable, "-c", script, *argv],
         cwd=tmp_path,
