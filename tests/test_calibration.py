@@ -381,7 +381,7 @@ def test_the_plan_keeps_to_its_budget():
         ).resources
     )
     bins = []
-    for memory in range(230, 700, 10):
+    for memory in range(250, 1200, 20):
         planned = calibration.plan(graph, channels, jobs=8, batch=16, memory=memory * 10**6)
         assert planned.total_bytes <= memory * 10**6
         bins.append(planned.bins)
