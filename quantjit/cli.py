@@ -330,7 +330,7 @@ def _demo(argv: Sequence[str]) -> int:
 
 
 def _inputs(given: Any) -> Any:
-    from quantjit.dataset import Preprocess
+    from quantjit.images import Preprocess
     from quantjit.pipeline import Inputs
 
     preprocess = Preprocess(

@@ -9,21 +9,22 @@ from pathlib import Path
 
 from quantjit import calibration as evidence
 from quantjit import formats, metrics, quantizer, solvers, statistics_file
+from quantjit import plan as planning
 from quantjit.calibration import (
     Calibration,
     Checkpoints,
     Gathering,
     OnProgress,
-    Plan,
     calibrate,
     no_progress,
 )
 from quantjit.convergence import Convergence, Tracker
-from quantjit.dataset import Dataset, Preprocess, Samples
+from quantjit.dataset import Dataset, Samples
 from quantjit.errors import DataError, FormatError, UsageError
 from quantjit.executor import count_macs, infer_shapes, plan_memory
 from quantjit.flow import Flow, Resources, Worker
 from quantjit.graph import Graph
+from quantjit.images import Preprocess
 from quantjit.metrics import Comparer, Comparison, ImageResult
 from quantjit.ops import Shape
 from quantjit.passes.fuse_activation import fuse_activation
@@ -38,7 +39,7 @@ _FOLLOWED = "mse"  # method whose scales tell whether statistics that any can us
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Which inputs, and how they become tensors; see `quantjit.dataset.Preprocess`.
+    """Which inputs, and how they become tensors; see `quantjit.images.Preprocess`.
 
     limit: use the first files only.  max_bad: share of unreadable files that is skipped.
     """
@@ -118,7 +119,7 @@ class Inspection:
     is_quantized: bool
     blob_bytes: int
     arena_bytes: int
-    plan: Plan | None
+    plan: planning.Plan | None
 
 
 # ------------------------------------------------------------------ the steps
@@ -211,7 +212,7 @@ def run(
     output: the .tnnproto to write; its .tnnmodel goes beside it.  labels: CSV of file,label.
     verify_inputs: how many of the inputs are compared, spread evenly over them; 0 for none.
     statistics: a file of `calibrate_files`, solved instead of reading the data; input_path is then
-    for the verification only, and may be None.  jobs, batch, memory: see `calibration.plan`.
+    for the verification only, and may be None.  jobs, batch, memory: see `plan.plan`.
     until_stable: end the calibration once the scales hardly move; see `quantjit.convergence`.
     """
     inputs = inputs or Inputs()
@@ -253,7 +254,7 @@ def run(
     comparison = None
     if verify_inputs and dataset is not None:
         rows = {blob: seen.channels for blob, seen in calibration.stats.items()}
-        fitting = evidence.threads_to_verify(graph, rows, memory)
+        fitting = planning.threads_to_verify(graph, rows, memory)
         comparison = verify(
             graph,
             quantized,
@@ -328,7 +329,7 @@ def calibrate_files(
     if shard is not None:
         dataset = dataset.shard(*shard)
     channels = evidence.blobs_to_gather(graph, merge)
-    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
+    plan = planning.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
     base_path = output if append else None
     if resume:  # what is complete already is continued too: there is nothing left to do
@@ -428,7 +429,7 @@ def inspect(
     plan = None
     if not graph.is_quantized:
         channels = quantizer.observed_blobs(fused, shapes, settings)
-        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory)
+        plan = planning.plan(fused, channels, jobs=jobs, batch=batch, memory=memory)
     blob_bytes, arena_bytes = plan_memory(fused)
     return Inspection(
         nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes, plan

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from quantjit import calibration, formats, pipeline, quantizer, statistics_file
-from quantjit.dataset import ArraySamples, Dataset, Preprocess
+from quantjit.dataset import ArraySamples, Dataset
 from quantjit.errors import CalibrationError, DataError, Interrupted, UsageError
 from quantjit.executor import infer_shapes
+from quantjit.images import Preprocess
 from quantjit.pipeline import Inputs
+from quantjit.plan import plan
 from quantjit.quantizer import Settings
 from quantjit.statistics_file import StatisticsFile
 
@@ -74,9 +76,9 @@ def test_batches_and_threads_on_the_embedded_network(tmp_path, merge):
     found = set()
     for jobs, batch in ((1, 1), (1, 8), (1, 32), (2, 1), (2, 8), (2, 32)):
         dataset = Dataset.open(DATA / "calib", pipeline.input_shapes(graph), how, limit=40)
-        plan = calibration.plan(graph, channels, jobs=jobs, batch=batch)
-        assert plan.resources.batch == batch
-        gathering = calibration.Gathering(graph, dataset, channels, plan, origin)
+        planned = plan(graph, channels, jobs=jobs, batch=batch)
+        assert planned.resources.batch == batch
+        gathering = calibration.Gathering(graph, dataset, channels, planned, origin)
         gathering.run()
         found.add(gathering.file().encode())
     assert len(found) == 1
@@ -364,41 +366,39 @@ def test_snapshots_hold_the_first_inputs(place):
 def test_a_network_for_one_input_is_run_with_one():
     graph = pipeline.fuse_activation(models.small_network())
     channels = quantizer.observed_blobs(graph, infer_shapes(graph), Settings())
-    assert calibration.plan(graph, channels, batch=8).resources.batch == 8
+    assert plan(graph, channels, batch=8).resources.batch == 8
     two = graph.with_input_shapes({"data": (2, 3, 6, 6)})
-    assert calibration.plan(two, channels, batch=8).resources.batch == 1
+    assert plan(two, channels, batch=8).resources.batch == 1
 
 
 def test_the_plan_keeps_to_its_budget():
     graph = pipeline.fuse_activation(models.small_network())
     channels = {"data": 3000, "conv1": 5000}
-    rich = calibration.plan(graph, channels, jobs=8, batch=16)
+    rich = plan(graph, channels, jobs=8, batch=16)
     assert (rich.bins, rich.rows) == (4096, 8000)
     assert (
         rich.resources
-        == calibration.plan(
-            graph, channels, jobs=8, batch=16, memory=rich.total_bytes * 2
-        ).resources
+        == plan(graph, channels, jobs=8, batch=16, memory=rich.total_bytes * 2).resources
     )
     bins = []
     for memory in range(250, 1200, 20):
-        planned = calibration.plan(graph, channels, jobs=8, batch=16, memory=memory * 10**6)
+        planned = plan(graph, channels, jobs=8, batch=16, memory=memory * 10**6)
         assert planned.total_bytes <= memory * 10**6
         bins.append(planned.bins)
-        alone = calibration.plan(graph, channels, jobs=1, memory=memory * 10**6)
+        alone = plan(graph, channels, jobs=1, memory=memory * 10**6)
         assert alone.bins == planned.bins, "the machine is not seen by the result"
     assert bins == sorted(bins)
     assert bins[0] == 256
     assert bins[-1] == 4096
     with pytest.raises(UsageError, match=r"--memory 100M is too little .* it takes 2\d\dM with"):
-        calibration.plan(graph, channels, memory=100 * 10**6)
+        plan(graph, channels, memory=100 * 10**6)
 
 
 def test_fewer_bins_are_the_same_statistics_coarser(place, whole, tmp_path):
     graph = pipeline.load(place / "net.tnnproto")
     channels = calibration.blobs_to_gather(graph, "channel")
-    least = calibration.plan(graph, channels, jobs=1).total_bytes
-    few = calibration.plan(graph, channels, jobs=1, memory=least - 2_200_000)
+    least = plan(graph, channels, jobs=1).total_bytes
+    few = plan(graph, channels, jobs=1, memory=least - 2_200_000)
     assert few.bins < 4096
     gather(place, tmp_path / "a.qjs", memory=least - 2_200_000)
     (tmp_path / "whole.qjs").write_bytes(whole)

@@ -24,16 +24,14 @@ from quantjit.dataset import (
     ArraySamples,
     Dataset,
     Identity,
-    Preprocess,
     Sample,
     decode,
     load_image,
     parse_numbers,
     prefetch,
-    resize,
-    to_tensor,
 )
 from quantjit.errors import DataError, UsageError
+from quantjit.images import Preprocess, resize, to_tensor
 
 SHAPE = (1, 3, 2, 4)
 INPUT = {"data": SHAPE}
