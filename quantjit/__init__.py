@@ -21,11 +21,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from quantjit.calibration import calibrate
-    from quantjit.dataset import ArraySamples, Dataset, Preprocess
+    from quantjit.dataset import ArraySamples, Dataset
     from quantjit.errors import QuantJitError
     from quantjit.executor import Executor
     from quantjit.formats import save
     from quantjit.graph import Graph, Node
+    from quantjit.images import Preprocess
     from quantjit.pipeline import input_shapes, load, run, verify
     from quantjit.quant import QuantParams
     from quantjit.quantizer import Settings, quantize, solve
@@ -40,7 +41,7 @@ _HOMES = {
     "Executor": "executor",
     "Graph": "graph",
     "Node": "graph",
-    "Preprocess": "dataset",
+    "Preprocess": "images",
     "QuantJitError": "errors",
     "QuantParams": "quant",
     "Settings": "quantizer",

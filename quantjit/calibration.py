@@ -5,7 +5,6 @@ appends and is interrupted without a loss, and its result is bit for bit that of
 """
 
 import dataclasses
-import math
 import threading
 import time
 from collections import Counter
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from quantjit import quantizer
-from quantjit.dataset import Dataset, Identity, Preprocess, Sample, Samples
-from quantjit.errors import CalibrationError, DataError, Interrupted, QuantJitError, UsageError
-from quantjit.executor import Executor, infer_shapes, plan_memory
-from quantjit.flow import Clock, Flow, Resources, Worker, cores
+from quantjit.dataset import Dataset, Identity, Sample, Samples
+from quantjit.errors import CalibrationError, DataError, Interrupted, UsageError
+from quantjit.executor import Executor, infer_shapes
+from quantjit.flow import Clock, Flow, Resources, Worker
 from quantjit.graph import Array, Graph
+from quantjit.images import Preprocess
 from quantjit.kernels.compare import count_nonfinite
+from quantjit.plan import Plan, batched, plan
 from quantjit.quantizer import Settings
 from quantjit.statistics_file import InputRecord, Origin, StatisticsFile, fingerprint
 from quantjit.stats import BlobStats, ReferenceStats
@@ -36,120 +37,10 @@ OnSnapshot = Callable[[int, Mapping[str, BlobStats]], bool]
 None is under way: the statistics hold still during the call.  True ends the pass.
 """
 
-BINS, LEAST_BINS = 4096, 256
-
-_PROGRAM_BYTES = 200 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
-_STATISTICS_BYTES = 2**30  # that statistics may take where no budget is given
-_SAVING_FACTOR = 3  # statistics, their table and its encoded form
-_CACHE_BYTES = 2**20  # of a core: batches whose blobs fit it cost no memory traffic
-_MOST_BATCH = 16
-
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Show nothing."""
     del stage, done, total
-
-
-# ------------------------------------------------------------------ what it will take
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a calibration takes, known before it starts.
-
-    rows, bins: of the statistics.  All bytes are upper bounds but `program_bytes`, which is the
-    usual size of the process before; images far larger than the network's input come on top while
-    they are decoded.
-    """
-
-    resources: Resources
-    rows: int
-    bins: int
-    statistics_bytes: int
-    network_bytes: int
-    queue_bytes: int
-    program_bytes: int = _PROGRAM_BYTES
-
-    @property
-    def total_bytes(self) -> int:
-        """Peak of the whole process."""
-        return self.program_bytes + self.statistics_bytes + self.network_bytes + self.queue_bytes
-
-
-def plan(
-    graph: Graph,
-    channels: Mapping[str, int],
-    *,
-    memory: int | None = None,
-    jobs: int | None = None,
-    batch: int | None = None,
-    saves: bool = False,
-) -> Plan:
-    """Choose batch, threads, depth of the queue and bins.
-
-    channels: rows of statistics by blob.  memory: bytes that the process may take; the bins depend
-    on it and on the network only, never on the machine.  jobs, batch: at most so many.  saves:
-    whether a statistics file is written.  Raises UsageError where it cannot be kept.
-    """
-    rows = sum(channels.values())
-    weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
-    arena = plan_memory(graph)[1]
-    source = sum(4 * math.prod(blob.shape) for blob in graph.inputs)
-    copies = _SAVING_FACTOR if saves else 1
-
-    def take(threads: int, batch: int, depth: int, bins: int) -> Plan:
-        resources = Resources(threads, batch, min(threads, depth), depth)
-        return Plan(
-            resources,
-            rows,
-            bins,
-            copies * rows * BlobStats.row_bytes(bins),
-            weights + threads * (weights + batch * arena),
-            source * resources.inputs_under_way,
-        )
-
-    bins = BINS
-    threads = jobs or cores()
-    wanted = batch or max(1, min(_MOST_BATCH, _CACHE_BYTES // max(arena, 1)))
-    wanted = wanted if wanted > 1 and _batched(graph, wanted) is not None else 1
-    least = take(1, 1, 1, LEAST_BINS)
-    room = _STATISTICS_BYTES
-    if memory is not None:
-        if memory < least.total_bytes:
-            raise UsageError(
-                f"--memory {memory / 1e6:.0f}M is too little for this network: it takes "
-                f"{math.ceil(least.total_bytes / 1e6)}M with one thread and {LEAST_BINS} bins"
-            )
-        fixed = least.total_bytes - least.statistics_bytes
-        room = max(least.statistics_bytes, (memory - fixed) // 2)
-    while bins > LEAST_BINS and copies * rows * BlobStats.row_bytes(bins) > room:
-        bins //= 2
-    chosen = take(threads, wanted, threads * (wanted + 1), bins)
-    while memory is not None and chosen.total_bytes > memory:
-        if wanted > 1:
-            wanted //= 2
-        elif threads > 1:
-            threads -= 1
-        else:
-            return take(1, 1, 1, bins)
-        chosen = take(threads, wanted, threads * (wanted + 1), bins)
-    return chosen
-
-
-def _batched(graph: Graph, batch: int) -> Graph | None:
-    """Return the network for so many inputs at once; None where it is made for one only."""
-    if batch == 1:
-        return graph
-    single = infer_shapes(graph)
-    if any(not blob.shape or blob.shape[0] != 1 for blob in graph.inputs):
-        return None
-    wider = graph.with_input_shapes({blob.name: (batch, *blob.shape[1:]) for blob in graph.inputs})
-    try:
-        shapes = infer_shapes(wider)
-    except (QuantJitError, ValueError):
-        return None
-    fits = all(shapes[blob] == (batch, *single[blob][1:]) for blob in graph.blobs())
-    return wider if fits else None
 
 
 # ------------------------------------------------------------------ what comes of it
@@ -255,7 +146,7 @@ def _make_worker(
 
     exact_order: see `quantjit.executor.Executor`.
     """
-    network = _batched(graph, batch)
+    network = batched(graph, batch)
     if network is None:
         raise AssertionError("the plan has a batch that this network cannot be run with")
 
@@ -479,7 +370,8 @@ class _Schedule:
     def is_due(self, inputs: int) -> bool:
         """Whether it is now."""
         left, seconds = self.inputs_left(inputs), self.seconds_left()
-        return (left is not None and left <= 0) or (seconds is not None and seconds <= 0)
+        is_time = (left is not None and left <= 0) or (seconds is not None and seconds <= 0)
+        return is_time and inputs > self._inputs
 
 
 class _Journal:
@@ -587,7 +479,7 @@ class Gathering:
     ) -> Calibration:
         """Gather from all files that are not in yet.
 
-        stop: asked before each batch.  Once it is True, what is under way is finished, written
+        stop: asked before each file.  Once it is True, what is under way is finished, written
         and Interrupted is raised.
         """
         start = time.perf_counter()

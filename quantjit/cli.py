@@ -380,7 +380,7 @@ def _demo(argv: Sequence[str]) -> int:
 
 
 def _inputs(given: Any) -> Any:
-    from quantjit.dataset import Preprocess
+    from quantjit.images import Preprocess
     from quantjit.options import with_preset
     from quantjit.pipeline import Inputs
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from quantjit import pipeline
 from quantjit.calibration import OnProgress, no_progress
-from quantjit.dataset import ArraySamples, Preprocess, load_image
+from quantjit.dataset import ArraySamples, load_image
 from quantjit.errors import DataError
+from quantjit.images import Preprocess
 from quantjit.pipeline import Inputs, Quantization
 from quantjit.quantizer import Settings
 

@@ -100,7 +100,7 @@ class Flow(Generic[R]):
     resources : threads, batch size, depth of the queue
     load : what loads a file, by default ``samples.load``
     on_progress : called from this thread with the files that are through
-    stop : asked before each batch; once it is True no more are begun
+    stop : asked before each file; once it is True no more are begun
     clock : is told the seconds of "load" and "wait", which is this thread waiting for a file
 
     Attributes
@@ -152,18 +152,19 @@ class Flow(Generic[R]):
     ) -> Generator[R, None, None]:
         """Yield the results of the next inputs, in order, and end with none under way.
 
-        inputs, seconds: go so far, and to the end of the file that was begun; by default, to the
-        end of the data set.
+        inputs, seconds: go so far, but one input at least, and to the end of the file that was
+        begun; by default, to the end of the data set.
         """
-        last = None if inputs is None else self.inputs + inputs
+        first = self.inputs
+        last = None if inputs is None else first + inputs
         deadline = None if seconds is None else time.monotonic() + seconds
         under_way: deque[_Batch[R]] = deque()
         goes_on = True
         try:
             while True:
                 while goes_on and len(under_way) < _BATCHES_A_THREAD * self._resources.threads:
-                    self.is_done = self.is_done or self._stop()
-                    if self.is_done or (deadline is not None and time.monotonic() >= deadline):
+                    is_late = deadline is not None and time.monotonic() >= deadline
+                    if is_late and self.inputs > first:
                         last = self.inputs + len(self._rest)
                     batch = self._take(last)
                     goes_on = bool(batch)
@@ -190,9 +191,12 @@ class Flow(Generic[R]):
                 batch.append(self._rest.popleft())
                 self.inputs += 1
                 self.files += not self._rest
-            elif self.is_done or (last is not None and self.inputs >= last):
+            elif last is not None and self.inputs >= last:
                 break
             else:
+                self.is_done = self.is_done or self._stop()
+                if self.is_done:
+                    break
                 self._open_next()
         return batch
 

@@ -13,21 +13,22 @@ import numpy as np
 
 from quantjit import calibration as evidence
 from quantjit import formats, metrics, quantizer, solvers, statistics_file
+from quantjit import plan as planning
 from quantjit.calibration import (
     Calibration,
     Checkpoints,
     Gathering,
     OnProgress,
-    Plan,
     calibrate,
     no_progress,
 )
 from quantjit.convergence import Convergence, Tracker
-from quantjit.dataset import Dataset, Preprocess, Samples
+from quantjit.dataset import Dataset, Samples
 from quantjit.errors import DataError, FormatError, UsageError
 from quantjit.executor import Executor, count_macs, infer_shapes, plan_memory
 from quantjit.flow import Flow, Resources, Worker
 from quantjit.graph import Graph
+from quantjit.images import Preprocess
 from quantjit.metrics import Comparer, Comparison, ImageResult
 from quantjit.ops import Shape
 from quantjit.passes.fit_tnn import fit_tnn
@@ -43,7 +44,7 @@ _FOLLOWED = "mse"  # method whose scales tell whether statistics that any can us
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Which inputs, and how they become tensors; see `quantjit.dataset.Preprocess`.
+    """Which inputs, and how they become tensors; see `quantjit.images.Preprocess`.
 
     limit: use the first files only.  max_bad: share of unreadable files that is skipped.
     """
@@ -137,7 +138,7 @@ class Inspection:
     is_quantized: bool
     blob_bytes: int
     arena_bytes: int
-    plan: Plan | None
+    plan: planning.Plan | None
 
 
 # ------------------------------------------------------------------ the steps
@@ -243,7 +244,7 @@ def run(
     name.  form: of an int8 ONNX file, "qdq" or "qoperator".  float_fallback: False refuses a
     network for ONNX in which a layer with multiplications has no int8 form.  statistics: a file of
     `calibrate_files`, solved instead of reading the data; input_path is then for the verification
-    only, and may be None.  jobs, batch, memory: see `calibration.plan`.  until_stable: end the
+    only, and may be None.  jobs, batch, memory: see `plan.plan`.  until_stable: end the
     calibration once the scales hardly move; see `quantjit.convergence`.
     """
     inputs = inputs or Inputs()
@@ -298,13 +299,15 @@ def run(
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
     if verify_inputs and dataset is not None:
+        rows = {blob: seen.channels for blob, seen in calibration.stats.items()}
+        fitting = planning.threads_to_verify(graph, rows, memory)
         comparison = verify(
             graph,
             quantized,
             dataset.spread(verify_inputs),
             labels=known,
             why_float=table.float_nodes,
-            jobs=jobs,
+            jobs=jobs if memory is None else min(fitting, jobs or fitting),
             on_progress=on_progress,
         )
     sources = formats.files_of(proto, model)
@@ -443,7 +446,7 @@ def calibrate_files(
     if shard is not None:
         dataset = dataset.shard(*shard)
     channels = evidence.blobs_to_gather(graph, merge)
-    plan = evidence.plan(graph, channels, memory=memory, jobs=jobs, batch=batch, saves=True)
+    plan = planning.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
     base_path = output if append else None
     if resume:  # what is complete already is continued too: there is nothing left to do
@@ -550,7 +553,7 @@ def inspect(
     plan = None
     if not graph.is_quantized:
         channels = quantizer.observed_blobs(fused, shapes, settings)
-        plan = evidence.plan(fused, channels, jobs=jobs, batch=batch, memory=memory, saves=True)
+        plan = planning.plan(fused, channels, jobs=jobs, batch=batch, memory=memory)
     blob_bytes, arena_bytes = plan_memory(fused)
     return Inspection(
         nodes, input_shapes(graph), graph.outputs, graph.is_quantized, blob_bytes, arena_bytes, plan

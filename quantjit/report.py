@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantjit.calibration import BINS, Calibration, Plan, Work
+from quantjit.calibration import Calibration, Work
 from quantjit.convergence import Convergence
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
 from quantjit.ops import Shape
 from quantjit.pipeline import Conversion, Gathered, Inspection, Quantization
+from quantjit.plan import BINS, Plan
 from quantjit.quantizer import Settings
 
 GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
@@ -158,7 +159,7 @@ def plan_text(plan: Plan) -> str:
     return (
         f"calibration: {plan.rows} rows of statistics with {plan.bins} bins{fewer}; at most "
         f"{size(plan.total_bytes)} in all, whatever the number of inputs: statistics "
-        f"{size(plan.statistics_bytes)} (while they are written to a file), network "
+        f"{size(plan.statistics_bytes)} (while they are solved or written), network "
         f"{size(plan.network_bytes)}, inputs {size(plan.queue_bytes)}, the program "
         f"{size(plan.program_bytes)}; {resources.threads} threads, batch {resources.batch}, "
         f"{resources.depth} files loaded ahead"
@@ -194,6 +195,8 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
             f"({result.source_bytes / max(result.target_bytes, 1):.1f}x smaller)",
         )
     )
+    if result.comparison is None and calibration.source:
+        rows.append(("verified", "no: give sample inputs with -i"))
     _print_rows(console, rows)
     if result.comparison is not None:
         print_comparison(console, result.comparison)

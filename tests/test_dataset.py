@@ -1,9 +1,14 @@
 """Sample inputs: what is read, what is refused and with which words."""
 
 import contextlib
+import hashlib
 import io
+import os
 import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zlib
 
@@ -15,18 +20,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quantjit.dataset import (
+    MARKS,
     ArraySamples,
     Dataset,
-    Preprocess,
+    Identity,
     Sample,
     decode,
     load_image,
     parse_numbers,
     prefetch,
-    resize,
-    to_tensor,
 )
 from quantjit.errors import DataError, UsageError
+from quantjit.images import Preprocess, resize, to_tensor
 
 SHAPE = (1, 3, 2, 4)
 INPUT = {"data": SHAPE}
@@ -161,6 +166,54 @@ def test_links_are_followed(tmp_path):
     assert np.array_equal(dataset.load(0)[0].arrays["data"][0], picture().transpose(2, 0, 1))
     with pytest.raises(DataError, match=r"b\.png: cannot be read: No such file"):
         dataset.load(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a second process that appends quickly")
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 3, 1000, 1000), np.float32))
+    dataset = open_(path, {"data": (1, 3, 1000, 1000)})
+    assert len(dataset.load(0)) == 2
+    script = "import sys\nwhile True: open(sys.argv[1], 'ab').write(b'x')"
+    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as writer:
+        size = path.stat().st_size
+        while path.stat().st_size == size:
+            time.sleep(0.001)
+        try:
+            with pytest.raises(DataError, match=r"a\.npy: changed while it was read"):
+                dataset.load(0)
+        finally:
+            writer.kill()
+
+
+def test_identities(tmp_path):
+    fill(tmp_path, 2)
+    dataset, asked = open_(tmp_path), []
+
+    def is_known(identity):
+        asked.append(identity)
+        return identity.name == "001.txt"
+
+    for mark in MARKS:
+        first, samples = dataset.load_unknown(0, mark, is_known)
+        assert first.name == "000.txt"
+        assert np.array_equal(samples[0].arrays["data"], dataset.load(0)[0].arrays["data"])
+        second, known = dataset.load_unknown(1, mark, is_known)
+        assert known is None
+        assert second in asked
+    digest = hashlib.sha256((tmp_path / "000.txt").read_bytes()).hexdigest()
+    status = (tmp_path / "000.txt").stat()
+    assert Identity("000.txt", f"sha256:{digest}") in asked
+    assert Identity("000.txt", f"stat:{status.st_size}:{status.st_mtime_ns}") in asked
+
+
+def test_shards_are_all_files_once(tmp_path):
+    dataset = open_(fill(tmp_path, 11))
+    shards = [names(dataset.shard(number, 4)) for number in range(1, 5)]
+    assert sorted(name for shard in shards for name in shard) == names(dataset)
+    assert shards[0] == ["000.txt", "004.txt", "008.txt"]
+    with pytest.raises(DataError, match="shard 12/12 is empty: there are 11 files"):
+        dataset.shard(12, 12)
 
 
 def test_one_file_and_a_list(tmp_path):

@@ -291,9 +291,13 @@ def _replace_all(files: Sequence[tuple[Path, Iterable[bytes]]]) -> None:
     try:
         for path, chunks in files:
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            with temporary.open("xb") as file:
-                temporaries.append(temporary)
-                file.writelines(chunks)
+            try:
+                with temporary.open("xb") as file:
+                    temporaries.append(temporary)
+                    file.writelines(chunks)
+            except OSError as error:  # that of a full disk names no file
+                reason = f"cannot be written: {error.strerror}"
+                raise OSError(error.errno, reason, str(path)) from None
         for temporary, (path, _) in zip(temporaries, files, strict=True):
             temporary.replace(path)
     finally:

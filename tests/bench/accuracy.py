@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from quantjit import pipeline
-from quantjit.dataset import Preprocess
+from quantjit.images import Preprocess
 from quantjit.pipeline import Inputs
 from quantjit.quantizer import Settings
 

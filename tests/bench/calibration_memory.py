@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from quantjit import calibration, demo, pipeline, quantizer
-from quantjit.dataset import Preprocess, Sample
+from quantjit import plan as planning
+from quantjit.dataset import Sample
 from quantjit.executor import infer_shapes
+from quantjit.images import Preprocess
 from quantjit.pipeline import Inputs
 from quantjit.quantizer import Settings
 
@@ -83,7 +85,7 @@ def main():
     name, graph, data = network()
     settings = Settings("mse", "mse", given.merge)
     channels = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
-    plan = calibration.plan(graph, channels, jobs=given.jobs, batch=given.batch)
+    plan = planning.plan(graph, channels, jobs=given.jobs, batch=given.batch)
     peaks = {}
 
     def on_progress(stage, done, total):

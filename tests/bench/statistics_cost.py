@@ -20,8 +20,8 @@ import numba
 import numpy as np
 
 from quantjit import demo, pipeline, quantizer
-from quantjit.dataset import Preprocess
 from quantjit.executor import Executor, infer_shapes
+from quantjit.images import Preprocess
 from quantjit.kernels.divergence import TARGETS, search_divergence_into
 from quantjit.kernels.weights import admm_weights_into
 from quantjit.pipeline import Inputs

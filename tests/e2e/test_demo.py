@@ -42,9 +42,23 @@ def test_the_python_example_of_the_readme_runs(monkeypatch, tmp_path):
 
 
 def test_every_flag_of_the_readme_exists(capsys):
-    assert cli.main(["quantize", "--help"]) == 0
+    for command in ("quantize", "calibrate", "merge", "inspect"):
+        assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
     flags = set(re.findall(r"`(--?[a-z][a-z_-]*)", README))
     assert len(flags) > 15
     for flag in flags - {"--compat tnn"}:
         assert flag in text, flag
+
+
+def test_the_large_set_of_the_readme_runs(monkeypatch, tmp_path):
+    section = README.split("### Large calibration sets", 1)[1]
+    commands = re.search(r"```\n(.*?)```", section, re.DOTALL)
+    assert commands is not None
+    (tmp_path / "data").symlink_to(demo.folder())
+    monkeypatch.chdir(tmp_path)
+    for line in commands[1].splitlines():
+        program, *argv = line.split()
+        assert program == "quantjit"
+        assert cli.main([*argv, "-q"]) == 0
+    assert formats.load(tmp_path / "net_quantized.tnnproto").is_quantized

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantjit.dataset import resize
+from quantjit.images import resize
 from quantjit.kernels.image import growing_taps_into, normalize_into, shrinking_taps_into
 
 SIDE = st.integers(1, 13)
