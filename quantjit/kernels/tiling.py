@@ -1,5 +1,7 @@
 """Prepares a convolution for `tiled`: packs the weights once, lays out scratch, cuts into tasks."""
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,6 +112,37 @@ class Requantization:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Owner:
+    """Whose weights are packed: what is made of them is made once, as long as the array lives.
+
+    array: the weights of a network.  salt: what else the packed ones depend on.
+    """
+
+    array: NDArray[Any]
+    salt: bytes = b""
+
+
+_Key = tuple[int, bytes, tuple[Any, ...]]
+_packed: dict[_Key, tuple["weakref.ref[NDArray[Any]]", NDArray[Any]]] = {}
+
+
+def _once(
+    owner: Owner | None, kind: tuple[Any, ...], pack: Callable[[], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return what `pack` makes, or what it made for the same owner and kind before."""
+    if owner is None:
+        return pack()
+    key = (id(owner.array), owner.salt, kind)
+    known = _packed.get(key)
+    if known is not None and known[0]() is owner.array:
+        return known[1]
+    made = pack()
+    made.setflags(write=False)
+    _packed[key] = weakref.ref(owner.array, lambda _: _packed.pop(key, None)), made
+    return made
+
+
 def blocks(channels: int) -> list[tuple[int, int]]:
     """Cut the output channels of a group into (rows of the tile, first channel)."""
     if channels == 1:
@@ -122,12 +155,12 @@ def blocks(channels: int) -> list[tuple[int, int]]:
 
 def prepare_float(
     window: Window, weight: Floats, bias: Floats, low: float, high: float, *, swish: bool,
-    threads: int,
+    threads: int, owner: Owner | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare a float32 convolution.
 
     weight: (out_channels, channels / groups, kernel_h, kernel_w); bias: (out_channels,); low,
-    high: clamp of the outputs.
+    high: clamp of the outputs; owner: of `weight`.
     """
     groups = window.groups
     rows = weight.reshape(groups, window.out_channels // groups, -1)
@@ -137,7 +170,7 @@ def prepare_float(
     arrays: dict[int, NDArray[Any]] = {tiled.BIAS: biases, tiled.LIMITS: limits}
     if window.has_few_pixels:
         arrays |= {tiled.TERMS: np.zeros(_LARGEST, np.float32)}
-        packed = _pack_few(rows[..., None])
+        packed = _once(owner, ("few", window.groups), lambda: _pack_few(rows[..., None]))
         description = _describe_few(window)
         places = _places(window, packed.shape[2], padding_is_channel=False)
         return _few(description, tiled.few_float_task, packed, places, arrays, int(swish), threads)
@@ -146,10 +179,10 @@ def prepare_float(
         arrays[tiled.WEIGHTS] = np.ascontiguousarray(weight, np.float32)
         return _planes(window, function, arrays, 0, threads)
     if not swish and _suits_winograd(window):
-        return _squares(window, weight, biases, (low, high), threads)
+        return _squares(window, weight, biases, (low, high), threads, owner)
     units = rows[..., None]  # one product a lane: (groups, channels, depth, 1)
     layout = IN_PLACE if window.reads_all else BY_CHANNEL
-    return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1)
+    return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1, owner)
 
 
 def _suits_winograd(window: Window) -> bool:
@@ -164,8 +197,9 @@ def _suits_winograd(window: Window) -> bool:
 
 
 def _squares(
-    window: Window, weight: Floats, biases: Floats, limits: tuple[float, float], threads: int
-) -> Prepared:
+    window: Window, weight: Floats, biases: Floats, limits: tuple[float, float], threads: int,
+    owner: Owner | None,
+) -> Prepared:  # fmt: skip
     """Prepare a 3 x 3 convolution by transformed squares; biases: (groups, full channels)."""
     groups, side = window.groups, winograd.SIDE
     channels, outs = window.channels // groups, window.out_channels // groups
@@ -177,18 +211,19 @@ def _squares(
     )  # fmt: skip
     description = _describe(grid)
     cut = blocks(outs)
-    filters = np.zeros((groups, _full(window), channels, side, side), np.float32)
-    filters[:, :outs] = winograd.transform_filters(
-        weight.reshape(groups, outs, channels, window.kernel_h, window.kernel_w)
-    )
-    by_position = filters.reshape(groups, -1, channels, winograd.POSITIONS).transpose(0, 3, 2, 1)
+
+    def pack() -> NDArray[Any]:
+        filters = np.zeros((groups, _full(window), channels, side, side), np.float32)
+        filters[:, :outs] = winograd.transform_filters(
+            weight.reshape(groups, outs, channels, window.kernel_h, window.kernel_w)
+        )
+        by_position = filters.reshape(groups, -1, channels, winograd.POSITIONS)
+        return _by_blocks(by_position.transpose(0, 3, 2, 1)[..., None], cut)
+
     arrays: dict[int, NDArray[Any]] = {
         tiled.BIAS: biases,
         tiled.LIMITS: np.array([*limits, *(0.0,) * _LARGEST], np.float32),
-        tiled.WEIGHTS: np.concatenate(
-            [by_position[..., first : first + height].reshape(groups, -1) for height, first in cut],
-            axis=1,
-        ),
+        tiled.WEIGHTS: _once(owner, ("squares", groups), pack),
         tiled.BLOCKS: np.array(
             [
                 (height, first, min(height, outs - first), first * channels * 4 * side * side)
@@ -248,11 +283,12 @@ def prepare_int8(
     input_zero: NDArray[np.int8],
     finish: Requantization,
     threads: int,
+    owner: Owner | None = None,
 ) -> Prepared:
     """Prepare an int8 convolution.
 
     weight: int32 (out_channels, channels / groups, kernel_h, kernel_w) with its zero point
-    subtracted, as `fits` says; bias: (out_channels,); input_zero: (channels,).
+    subtracted, as `fits` says; bias: (out_channels,); input_zero: (channels,); owner: of `weight`.
     """
     groups = window.groups
     outs, ins = window.out_channels // groups, window.channels // groups
@@ -275,9 +311,8 @@ def prepare_int8(
     if few:
         arrays[tiled.ZEROS] = input_zero.astype(np.int8)
         units = _units(grouped.reshape(groups, outs, -1), np.int64)
-        packed = _pack_few(units + tiled.OFFSET)
+        packed = _once(owner, ("few", groups), lambda: _few_codes(units))
         places = _places(window, packed.shape[2] * UNIT, padding_is_channel=True)
-        packed = _as_codes(packed, signed=False)
         prepared = _few(
             _describe_few(window),
             tiled.few_int8_task,
@@ -306,13 +341,15 @@ def prepare_int8(
             codes = _units(codes, np.int64)
         arrays[tiled.ZEROS] = _as_codes(codes, signed=False)
         prepared = _tiled(
-            window, tiled.int8_task, _as_codes(units), arrays, layout, finish.ending, threads, UNIT
+            window, tiled.int8_task, units, arrays, layout, finish.ending, threads, UNIT, owner
         )
     prepared.description[tiled.FUSION] = int(finish.adds)
     return prepared
 
 
-def prepare_product_float(rows: int, weight: Floats, bias: Floats, threads: int) -> Prepared:
+def prepare_product_float(
+    rows: int, weight: Floats, bias: Floats, threads: int, owner: Owner | None = None
+) -> Prepared:
     """Prepare float32 (rows, depth) times the transpose of `weight`, (out, depth), plus `bias`."""
     outs, depth = weight.shape
     arrays: dict[int, NDArray[Any]] = {
@@ -320,7 +357,7 @@ def prepare_product_float(rows: int, weight: Floats, bias: Floats, threads: int)
         tiled.LIMITS: np.array([-np.inf, np.inf], np.float32),
         tiled.TERMS: np.zeros(_LARGEST, np.float32),
     }
-    packed = _pack_few(weight.reshape(1, outs, depth, 1))
+    packed = _once(owner, ("product",), lambda: _pack_few(weight.reshape(1, outs, depth, 1)))
     places = np.arange(rows * depth, dtype=np.int64).reshape(rows, depth)
     description = _describe_product(rows, depth, outs)
     return _few(description, tiled.few_float_task, packed, places, arrays, 0, threads)
@@ -328,7 +365,7 @@ def prepare_product_float(rows: int, weight: Floats, bias: Floats, threads: int)
 
 def prepare_product_int8(
     rows: int, weight: NDArray[np.int32], bias: NDArray[np.int32], input_zero: int,
-    finish: Requantization, threads: int,
+    finish: Requantization, threads: int, owner: Owner | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare int8 (rows, depth) times the transpose of `weight`; terms as in `prepare_int8`."""
     outs, depth = weight.shape
@@ -340,7 +377,7 @@ def prepare_product_int8(
         tiled.TERMS: np.stack(finish.terms),
         tiled.ZEROS: np.array([input_zero], np.int8),
     }
-    packed = _as_codes(_pack_few(units + tiled.OFFSET), signed=False)
+    packed = _once(owner, ("product",), lambda: _few_codes(units))
     places = np.full((rows, units.shape[2] * UNIT), -1, np.int64)
     places[:, :depth] = np.arange(rows * depth, dtype=np.int64).reshape(rows, depth)
     description = _describe_product(rows, depth, outs)
@@ -439,20 +476,20 @@ def _tiled(
     mode: int,
     threads: int,
     unit: int,
+    owner: Owner | None,
 ) -> Prepared:
     """Lay out the input and the tasks; units: (groups, channels, depth, unit)."""
     description = _describe(window)
     groups, channels, depth, _ = units.shape
     cut = blocks(channels)
-    filled = np.zeros((groups, _full(window), *units.shape[2:]), units.dtype)
-    filled[:, :channels] = units
-    arrays[tiled.WEIGHTS] = np.concatenate(
-        [
-            filled[:, first : first + height].transpose(0, 2, 1, 3).reshape(groups, -1)
-            for height, first in cut
-        ],
-        axis=1,
-    )
+
+    def pack() -> NDArray[Any]:
+        codes = units if unit == 1 else _as_codes(units)
+        filled = np.zeros((groups, _full(window), *units.shape[2:]), codes.dtype)
+        filled[:, :channels] = codes
+        return _by_blocks(filled.transpose(0, 2, 1, 3), cut)
+
+    arrays[tiled.WEIGHTS] = _once(owner, ("tiled", layout, groups, unit), pack)
     arrays[tiled.BLOCKS] = np.array(
         [
             (height, first, min(height, channels - first), first * depth * 4)
@@ -584,6 +621,16 @@ def _shared(window: Window, phases: set[int], reach: int) -> int:
         inside = -((phase - window.pad_left - window.width) // window.stride_w)
         shared = min(shared, before, max(0, window.out_w + reach - inside))
     return shared
+
+
+def _by_blocks(values: NDArray[Any], cut: list[tuple[int, int]]) -> NDArray[Any]:
+    """Cut (groups, ..., channels, unit) along the channels, one block behind the other."""
+    parts = [values[..., first : first + height, :] for height, first in cut]
+    return np.concatenate([part.reshape(len(values), -1) for part in parts], axis=1)
+
+
+def _few_codes(units: NDArray[np.int64]) -> NDArray[Any]:
+    return _as_codes(_pack_few(units + tiled.OFFSET), signed=False)
 
 
 def _pack_few(units: NDArray[Any]) -> NDArray[Any]:

@@ -284,6 +284,7 @@ def _prepare_float(request: Request) -> Runner:
         return tiling.prepare_float(
             _window(attrs, top, left, (in_shape, out_shape)), weight, bias, low, high,
             swish=attrs.activation == "swish", threads=request.threads,
+            owner=tiling.Owner(node.weights["weight"]),
         )  # fmt: skip
     geometry = _geometry(attrs, top, left, out_shape)
     activation = _ACTIVATIONS[attrs.activation]
@@ -432,6 +433,7 @@ def _prepare_int8(request: Request) -> Runner:
             _window(attrs, top, left, (in_shape, out_shape)), weight, bias.reshape(-1),
             input_zero.reshape(-1).astype(np.int8), _requantization(request, factor),
             request.threads,
+            tiling.Owner(node.weights["weight"], quant.weight_zero_point.tobytes()),
         )  # fmt: skip
     if _is_depthwise(attrs) and attrs.fusion == "none":
         filters = weight.reshape(group, attrs.kernel_h, attrs.kernel_w)

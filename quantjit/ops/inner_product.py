@@ -68,7 +68,8 @@ def _prepare_float(request: Request) -> Runner:
     count = request.node.attrs.out_features
     if request.uses_vectors:
         weight = np.ascontiguousarray(transposed.T)
-        return tiling.prepare_product_float(rows, weight, bias, request.threads)
+        owner = tiling.Owner(request.node.weights["weight"])
+        return tiling.prepare_product_float(rows, weight, bias, request.threads, owner)
 
     def run(inputs: Arrays, outputs: Arrays) -> None:
         out = outputs[0].reshape(rows, -1)
@@ -104,8 +105,9 @@ def _prepare_int8(request: Request) -> Runner:
         )  # fmt: skip
         codes = np.ascontiguousarray(weight, np.int32)
         return tiling.prepare_product_int8(
-            rows, codes, bias, int(input_zero), finish, request.threads
-        )
+            rows, codes, bias, int(input_zero), finish, request.threads,
+            tiling.Owner(node.weights["weight"], quant.weight_zero_point.tobytes()),
+        )  # fmt: skip
     x = np.empty((rows, depth), np.int32)
     sums = np.empty((rows, count), np.int32)
     nothing, no_factor = np.zeros((1, 1), np.int8), np.zeros(1, np.float32)

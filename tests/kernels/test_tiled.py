@@ -1,5 +1,7 @@
 """Convolutions by register tiles, in the form that this process chose."""
 
+import gc
+
 import guarded
 import numpy as np
 import oracle
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantjit.kernels import simd, tiling
+from quantjit.kernels import simd, tiled, tiling
 from quantjit.kernels.tiling import Requantization, Window
 
 pytestmark = [
@@ -183,3 +185,25 @@ def test_weights_or_sums_that_do_not_fit():
     assert tiling.fits(weight, np.zeros(1, np.int32))
     assert not tiling.fits(weight, np.full(1, 2**31 - 1, np.int32))
     assert tiling.fits(weight * 2, np.zeros(1, np.int32)) == (not simd.DOT)
+
+
+def test_weights_are_packed_once_for_a_network():
+    window = Window(1, 1, 16, 9, 9, 16, 9, 9, 3, 3, 1, 1, 1, 1)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    bias = np.zeros(16, np.float32)
+
+    def prepare(weight, owner):
+        node = tiling.prepare_float(
+            window, weight, bias, -np.inf, np.inf, swish=False, threads=1, owner=owner
+        )
+        return node, node.description[tiled.WEIGHTS]
+
+    nodes = [prepare(weight, tiling.Owner(weight)) for _ in range(2)]
+    assert nodes[0][1] == nodes[1][1]
+    assert prepare(weight, None)[1] != nodes[0][1]
+    assert prepare(weight, tiling.Owner(weight, b"other"))[1] != nodes[0][1]
+    known = len(tiling._packed)
+    del weight, nodes
+    gc.collect()
+    assert len(tiling._packed) < known
