@@ -115,7 +115,6 @@ class _Watch:
         if update is None:
             return 0.0
         start = time.perf_counter()
-        array = array[: len(batch)]  # the rest is left from the batch before
         with self._locks[blob]:
             nonfinite = update(array)
         if nonfinite:
@@ -123,7 +122,8 @@ class _Watch:
         return time.perf_counter() - start
 
     def _blame(self, batch: Sequence[Sample], blob: str, array: Array) -> None:
-        for sample, each in zip(batch, array, strict=True):
+        parts = array if len(batch) > 1 else array[None]  # one input need not lead the blob
+        for sample, each in zip(batch, parts, strict=True):
             bad = count_nonfinite(np.ascontiguousarray(each).ravel())
             if bad and self._fails:
                 raise CalibrationError(
@@ -164,6 +164,8 @@ def _make_worker(
 
             def on_blob(blob: str, array: Array) -> None:
                 nonlocal spent
+                if batch > 1:
+                    array = array[: len(samples)]  # the rest is left from the batch before
                 spent += watch.update(samples, blob, array)
 
             start = time.perf_counter()

@@ -412,7 +412,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._set)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as the shell does for `&`
+                    self._before[number] = signal.signal(number, self._set)
         return self
 
     def __exit__(

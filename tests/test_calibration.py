@@ -12,7 +12,9 @@ from quantjit import calibration, formats, pipeline, quantizer, statistics_file
 from quantjit.dataset import ArraySamples, Dataset
 from quantjit.errors import CalibrationError, DataError, Interrupted, UsageError
 from quantjit.executor import infer_shapes
+from quantjit.graph import Blob, Graph, Node
 from quantjit.images import Preprocess
+from quantjit.ops.shape import ReshapeAttrs
 from quantjit.pipeline import Inputs
 from quantjit.plan import plan
 from quantjit.quantizer import Settings
@@ -369,6 +371,29 @@ def test_a_network_for_one_input_is_run_with_one():
     assert plan(graph, channels, batch=8).resources.batch == 8
     two = graph.with_input_shapes({"data": (2, 3, 6, 6)})
     assert plan(two, channels, batch=8).resources.batch == 1
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("first", [2, -1])
+def test_a_blob_need_not_begin_with_the_batch(first, batch):
+    """A reshape makes two of one input: it is all seen, one input at a time."""
+    nodes = (
+        Node("split", "reshape", ("data",), ("split",), ReshapeAttrs((first, 2, 3, 3))),
+        models.conv("conv", "split", 2, 3),
+    )
+    graph = Graph(nodes, (Blob("data", (1, 4, 3, 3)),), ("conv",))
+    arrays = models.random_inputs(graph, 5)
+    result = calibration.calibrate(
+        graph, ArraySamples(arrays), Settings(), jobs=1, batch=batch, nonfinite="skip"
+    )
+    assert result.work.batch == 1
+    assert result.stats["split"].count.tolist() == [5 * 36]
+    everything = np.concatenate([each["data"].ravel() for each in arrays])
+    assert result.stats["split"].minimum == everything.min()
+    assert result.stats["split"].maximum == everything.max()
+    arrays[4]["data"][0, 3, 2, 2] = np.nan
+    with pytest.raises(CalibrationError, match=r"blob 'split': 1 NaN .* with input 4"):
+        calibration.calibrate(graph, ArraySamples(arrays), Settings(), jobs=1, batch=batch)
 
 
 def test_the_plan_keeps_to_its_budget():
