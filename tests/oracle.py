@@ -238,23 +238,29 @@ def power_of_two_histogram(x, bins):
     return np.histogram(magnitudes / width, bins, (0, bins))[0], width
 
 
-def clipped_divergence(counts, kept, targets=128):
-    """KL divergence of the clipped histogram from its form in `targets` codes, both rebuilt.
+def clipped_divergence(counts, kept, codes=127):
+    """KL divergence of a histogram in halves of codes from what the codes tell, both rebuilt.
 
-    Both as shares of the whole histogram: the form in codes lacks what is clipped.
+    Less what is expected of a sample.  inf where there is mass that the codes know nothing of.
     """
     counts = np.asarray(counts, np.float64)
-    inside, filled = counts[:kept], counts[:kept] > 0
-    bins, runs = np.arange(kept), np.arange(targets)[:, None] * kept / targets
-    overlaps = np.minimum(bins + 1, runs + kept / targets) - np.maximum(bins, runs)
-    overlaps = np.where(overlaps > 1e-9, overlaps, 0)
-    room = overlaps @ filled
-    levels = np.divide(overlaps @ inside, room, out=np.zeros_like(room), where=room > 0)
-    q = np.where(filled, overlaps.T @ levels, 0)
-    p = inside.copy()
+    inside = counts[:kept]
+    # In units of a bin's part 1 / (2 codes), integers: an empty half is exactly 0.
+    bins, halves = np.arange(kept) * 2 * codes, np.arange(2 * codes)[:, None] * kept
+    overlaps = np.minimum(bins + 2 * codes, halves + kept) - np.maximum(bins, halves)
+    overlaps = np.maximum(overlaps, 0) / (2 * codes)
+    p, room = overlaps @ inside, overlaps @ (inside > 0)
+    owner = (np.arange(2 * codes) + 1) // 2  # code 0 has the first half, the last code the last
+    of_code, room_of_code = np.bincount(owner, p), np.bincount(owner, room)
+    shares = np.divide(room, room_of_code[owner], out=np.zeros_like(p), where=room > 0)
+    q = of_code[owner] * shares
+    is_split = np.bincount(owner, p > 0) == 2
+    noise = (1 - room_of_code[is_split] / of_code[is_split]).sum() / 2 * (1 - codes / kept)
     p[-1] += counts[kept:].sum()
     p, q = p / counts.sum(), q / counts.sum()
-    return float((p[filled] * np.log(p[filled] / q[filled])).sum())
+    seen = p > 0
+    with np.errstate(divide="ignore"):
+        return float((p[seen] * np.log(p[seen] / q[seen])).sum() - noise / counts.sum())
 
 
 def clipped_squared_error(counts, absmax, threshold, codes):

@@ -214,7 +214,19 @@ def test_mse_knows_that_one_sided_blobs_have_twice_the_codes():
     assert error(one_sided.scale[0], 255) <= best * 1.02
 
 
-@pytest.mark.parametrize("method", ["kl", "aciq-laplace"])
+@pytest.mark.jit
+def test_kl_searches_with_all_codes_of_a_one_sided_blob():
+    values = np.random.default_rng(1).exponential(1, 100_000).astype(np.float32)
+    solver, seen = blob_solvers()["kl"], stats_of(values)
+    for symmetric, codes in ((False, 255), (True, 127)):
+        params = onnx_target.blob_scale(seen, solver, symmetric=symmetric)
+        expected = solver.threshold(seen, codes)[0]
+        assert 4 < expected < values.max()
+        np.testing.assert_allclose(params.scale[0] * codes, expected, rtol=1e-6)
+    assert solver.threshold(seen, 255)[0] > solver.threshold(seen, 127)[0]
+
+
+@pytest.mark.parametrize("method", ["aciq-gauss", "aciq-laplace"])
 def test_a_method_for_127_codes_keeps_its_step_and_clips_less(method):
     values = np.random.default_rng(1).exponential(1, 100_000).astype(np.float32)
     solver, seen = blob_solvers()[method], stats_of(values)

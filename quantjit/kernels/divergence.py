@@ -1,16 +1,38 @@
 """Search for the clipping threshold of a histogram by Kullback-Leibler divergence.
 
-The definition: a histogram of magnitudes is clipped to its first T bins.  P is these bins with all
-that is clipped added to the last.  Q is what 128 codes can tell of the bins alone: [0, T) is cut
-into 128 equal runs, the mass of each is spread evenly over what it holds of non-empty bins, and a
-bin that is cut belongs to both its runs in proportion.  Both are divided by the mass of the whole
-histogram, so that Q lacks what is clipped: normalized to 1 it would agree perfectly with P where
-all but one bin is clipped, and a blob that stays far from 0 would be clipped to its least value.
+The definition: with the threshold T and the step s = T / codes the code k stands for the magnitudes
+in [(k - 1/2) s, (k + 1/2) s), the code 0 for those below s / 2 and the last for all from T - s / 2
+on.  P is the mass of each half of a code, all that is clipped added to the last.  Q is what the
+codes can tell of it: the mass of a code is spread evenly over what it holds of non-empty bins, and
+what is clipped is missing.  Both are divided by the mass of the whole histogram: normalized to 1, Q
+would agree perfectly with P where nearly all is clipped.  A bin that is cut belongs to both sides
+in proportion.
 
-Q is constant over the uncut non-empty bins of a run, so with prefix sums of the counts c, of
-c log c and of the non-empty bins a run costs one logarithm, and each of the at most 127 cut bins
-one more: sum P log(P / Q) takes 255 logarithms instead of T, whatever T is.  They are made in one
-loop without calls, which vectorizes.
+This is Migacz's search ("8-bit inference with TensorRT", GTC 2017) but for the cells that P and Q
+are compared in.  His are the bins, the same for every T, in equal runs for 128 codes:
+
+* A value that occurs often, as the bias of a channel does where its inputs are 0, makes a spike of
+  one bin.  Spread over a code of w bins it costs its mass times log w, which grows with T without
+  end, although a spike is coded no worse than its neighbours: one per mille of such values clips
+  more than the tail would.  Half a code is as wide as T makes it, so that the cost has a bound.
+* The code 0 is one cell.  What falls to it becomes 0, however it is spread; as bins, values that a
+  ReLU hardly lets through outweigh all others.
+* T / codes is the step that the blob gets: a one-sided blob with 255 steps is searched with these.
+
+* Halves that are evenly likely are not evenly filled by a sample: each code in use costs about 1/2
+  a count more than it should, so that of few values a far outlier is kept to use fewer codes.  What
+  is expected is subtracted.
+
+The two halves of a code have the same mass in P and Q but for what is clipped, so that, in counts,
+
+    D(T) = (last + clipped) log((last + clipped) / last) + sum over codes (both halves of
+           half log(half / even), less 1/2 (1 - filled / mass) (1 - codes / T) where none is empty)
+
+T and filled, the non-empty part, in bins.  A sample of mean m has a variance of m when empty bins
+count, about m - 1 when they do not: hence the first factor, 0 for bins of single values.  The
+second is for bins that are cut, whose parts are even by definition.  The sum is above -codes / 2,
+which with the first term makes a bound.  With prefix sums of the counts and of the non-empty bins a
+threshold takes 2 codes logarithms, whatever T is.
 """
 
 import math
@@ -22,14 +44,14 @@ from quantjit.kernels import kernel, parallel_kernel, prange
 from quantjit.kernels.histogram import Counts
 
 TARGETS = 128
-"""Codes that magnitudes are mapped to when distributions are compared."""
+"""Codes that TNN's tool maps magnitudes to."""
 
-_TERMS = 2 * TARGETS  # runs and cut bins, the last place is unused
 _NEXT = np.uint64(1)
 _SQRT_HALF_BITS = 0x3FE6A09E00000000  # high word of the float64 sqrt(1/2)
 _LN2 = math.log(2.0)
 _FEW_CHANNELS = 16  # below, a team of threads costs more than it gains
-_SLACK = 1e-9  # of a divergence: a bound is not trusted beyond the rounding of the sums
+_SHIFT = 40  # reciprocals are in units of 2**-40
+_LEAST = 1e-12  # below any product of a mass and a width that are not 0
 
 
 @kernel
@@ -54,136 +76,135 @@ def logarithms_into(x: NDArray[np.float64], out: NDArray[np.float64]) -> None:
 
 
 @kernel
-def _divergence(
+def _rounding(
     kept: int,
+    codes: int,
     mass: NDArray[np.float64],
-    entropy: NDArray[np.float64],
     filled: NDArray[np.float64],
     work: NDArray[np.float64],
 ) -> float:
-    """KL divergence of P from Q when a histogram is clipped to its first bins.
+    """Part of D of all codes but the first and the last, in counts.
 
-    kept: T >= 128, the last bin kept is not empty.  mass, entropy, filled: float64 (bins + 2,),
-    sums over the bins before each of c, c log c and of 1 for a non-empty bin; the last is repeated.
-    work: float64 (6, 256).
+    kept: T >= codes.  mass, filled: float64 (bins + 2,), sums over the bins before each of the
+    counts and of 1 for a non-empty bin; the last is repeated.  work: float64 (5, n), n a power of
+    two >= 2 codes.
     """
-    weights, levels, logs, ends = work[0], work[1], work[2], work[3]
-    before, cut = work[4], work[5]  # mass before the bin that a run begins in, and of it, if cut
-    for target in range(TARGETS + 1):
-        place = target * kept
-        at = np.uint64(place >> 7)  # unsigned: no test for an index from the end
-        share = (place & 127) / 128
-        below, bin_mass = mass[at], mass[at + _NEXT] - mass[at]
-        before[target] = below
-        cut[target] = bin_mass if share > 0 else 0.0
-        ends[target] = below + share * bin_mass
-        logs[target] = filled[at] + share * (filled[at + _NEXT] - filled[at])
-    for target in range(TARGETS):
-        # 128 divides the places, so these differences are exact and an empty run is 0.
-        width = logs[target + 1] - logs[target]
-        levels[target] = (ends[target + 1] - ends[target]) / max(width, 1 / 128)
-        weights[target] = before[target + 1] - (before[target] + cut[target])
-    for target in range(1, TARGETS):
-        share = (target * kept & 127) / 128
-        weights[TARGETS + target - 1] = cut[target]
-        levels[TARGETS + target - 1] = share * levels[target - 1] + (1.0 - share) * levels[target]
-    weights[_TERMS - 1], levels[_TERMS - 1] = 0.0, 1.0
-    whole = mass[mass.size - 1]
-    clipped = whole - mass[kept]
-    weights[TARGETS - 1] += clipped  # the last bin is uncut and in the last run
-    logarithms_into(levels, logs)
-    for i in range(_TERMS):
+    ratios, weights, sums, fills, noise = work[0], work[1], work[2], work[3], work[4]
+    cells = 2 * codes
+    # Quotients by it are exact, without overflow, for fewer than 2**22 bins.
+    reciprocal = (1 << _SHIFT) // cells + 1
+    part = 1.0 / cells
+    for cell in range(cells):
+        place = cell * kept
+        quotient = (place * reciprocal) >> _SHIFT
+        share = (place - quotient * cells) * part
+        at = np.uint64(quotient)  # unsigned: no test for an index from the end
+        # Odd places, where a code begins, go to the front, even ones, its middle, to the back.
+        target = np.uint64((cell >> 1) + (1 - (cell & 1)) * codes)
+        sums[target] = mass[at] + share * (mass[at + _NEXT] - mass[at])
+        fills[target] = filled[at] + share * (filled[at + _NEXT] - filled[at])
+    inner = codes - 1
+    expected = 0.5 * (1.0 - codes / kept)
+    for i in range(inner):
+        code = np.uint64(i)
+        middle = np.uint64(codes + 1 + i)
+        low, high = sums[middle] - sums[code], sums[code + _NEXT] - sums[middle]
+        below, above = fills[middle] - fills[code], fills[code + _NEXT] - fills[middle]
+        # An empty half is exactly 0 in both: its ratio is 0, which has some logarithm.
+        width, whole = below + above, low + high
+        ratios[code] = low * width / max(whole * below, _LEAST)
+        ratios[np.uint64(inner + i)] = high * width / max(whole * above, _LEAST)
+        weights[code] = low
+        weights[np.uint64(inner + i)] = high
+        is_split = 1.0 if min(low, high) > 0 else 0.0
+        noise[code] = expected * is_split * (1.0 - width / max(whole, _LEAST))
+    logs = sums
+    logarithms_into(ratios[: 2 * inner], logs[: 2 * inner])
+    for i in range(2 * inner):
         weights[i] *= logs[i]
-    half = _TERMS // 2
+    for i in range(inner):
+        weights[i] -= noise[i]
+    weights[2 * inner :] = 0.0
+    half = weights.size // 2
     while half > 0:
         for i in range(half):
             weights[i] += weights[i + half]
         half //= 2
-    last = mass[kept] - mass[kept - 1] + clipped
-    plain = entropy[kept - 1] + last * math.log(last)
-    return float((plain - weights[0]) / whole)
+    return float(weights[0])
 
 
 @kernel
-def _least_divergences(
-    used: int, mass: NDArray[np.float64], filled: NDArray[np.float64], work: NDArray[np.float64]
+def _clipping_into(
+    used: int, codes: int, mass: NDArray[np.float64], work: NDArray[np.float64]
 ) -> None:
-    """Write a bound below the divergence for each number of bins kept, from 128 to `used`.
+    """Write the part of D of the last code for each number of bins kept, from `codes` to `used`.
 
-    Merging bins never raises a divergence (log sum inequality): left are the last bin of P and Q
-    and all the others.  work: float64 (4, used + 1), the bounds come in work[3].
+    work: float64 (3, used + 1), the results come in work[2].
     """
-    first, second, logs, bounds = work[0], work[1], work[2], work[3]
+    ratios, logs, found = work[0], work[1], work[2]
     whole = mass[mass.size - 1]
-    for kept in range(TARGETS, used + 1):
-        place = (TARGETS - 1) * kept
-        i, share = np.uint64(place >> 7), (place & 127) / 128
-        at = np.uint64(kept)
-        run = mass[at] - mass[i] - share * (mass[i + _NEXT] - mass[i])
-        width = filled[at] - filled[i] - share * (filled[i + _NEXT] - filled[i])
-        level = run / max(width, 1 / 128)
-        others = mass[at - _NEXT]
-        first[at] = (whole - others) / level if level > 0 else 0.0
-        second[at] = others / (mass[at] - level) if others > 0 else 1.0
-    logarithms_into(first[TARGETS : used + 1], logs[TARGETS : used + 1])
-    for kept in range(TARGETS, used + 1):
-        bounds[kept] = (whole - mass[kept - 1]) * logs[kept]
-    logarithms_into(second[TARGETS : used + 1], logs[TARGETS : used + 1])
-    for kept in range(TARGETS, used + 1):
-        bounds[kept] = (bounds[kept] + mass[kept - 1] * logs[kept]) / whole
+    cells = 2 * codes
+    for kept in range(codes, used + 1):
+        place = (cells - 1) * kept
+        i, share = place // cells, (place % cells) / cells
+        before = mass[i] + share * (mass[i + 1] - mass[i])
+        found[kept] = whole - before
+        ratios[kept] = (whole - before) / max(mass[kept] - before, _LEAST)
+    logarithms_into(ratios[codes : used + 1], logs[codes : used + 1])
+    for kept in range(codes, used + 1):
+        found[kept] *= logs[kept]
 
 
 @kernel
-def _search_divergence(counts: Counts) -> int:
+def _search_divergence(counts: Counts, codes: int) -> int:
     """Return how many bins to keep: the most of those with the least divergence.
 
-    Every threshold from 128 bins on whose last bin is not empty is looked at, so that Q has mass
-    wherever P has.  With no more than 128 non-empty bins there is nothing to choose by: all are
-    kept.
+    Every threshold from `codes` bins on whose last bin is not empty is looked at, so that Q has
+    mass wherever P has and a step is no less than a bin.  With no more than `codes` non-empty bins
+    there is nothing to choose by: all are kept.
     """
     bins = counts.size
     used = 0
     mass = np.zeros(bins + 2, np.float64)
-    entropy = np.zeros(bins + 2, np.float64)
     filled = np.zeros(bins + 2, np.float64)
-    values, logs = np.empty(bins, np.float64), np.empty(bins, np.float64)
-    for i in range(bins):
-        values[i] = max(float(counts[i]), 1.0)
-    logarithms_into(values, logs)
     for i in range(bins):
         count = float(counts[i])
         mass[i + 1] = mass[i] + count
-        entropy[i + 1] = entropy[i] + count * logs[i]
         filled[i + 1] = filled[i] + (1.0 if count > 0 else 0.0)
         if count > 0:
             used = i + 1
     mass[bins + 1], filled[bins + 1] = mass[bins], filled[bins]
-    if filled[bins] <= TARGETS:
+    if filled[bins] <= codes:
         return used
-    bounds = np.empty((4, used + 1), np.float64)
-    _least_divergences(used, mass, filled, bounds)
-    work = np.empty((6, _TERMS), np.float64)
+    clipping = np.empty((3, used + 1), np.float64)
+    _clipping_into(used, codes, mass, clipping)
+    terms = 2
+    while terms < 2 * codes:
+        terms *= 2
+    work = np.zeros((5, terms), np.float64)
     best, least = used, np.inf
-    for kept in range(used, TARGETS - 1, -1):
-        if counts[kept - 1] == 0:
+    for kept in range(used, codes - 1, -1):
+        if counts[kept - 1] == 0 or clipping[2, kept] - 0.5 * codes >= least:
             continue
-        if bounds[3, kept] > least * (1 + _SLACK) + _SLACK:
-            continue
-        found = _divergence(kept, mass, entropy, filled, work)
+        found = clipping[2, kept] + _rounding(kept, codes, mass, filled, work)
         if found < least:
             best, least = kept, found
     return best
 
 
 @parallel_kernel
-def search_divergence_into(counts: Counts, out: NDArray[np.int64]) -> None:
-    """Write the number of bins to keep; counts: (channels, bins), out: int64 (channels,)."""
+def search_divergence_into(counts: Counts, codes: int, out: NDArray[np.int64]) -> None:
+    """Write the number of bins to keep of each channel.
+
+    counts: (channels, bins), below 2**22 bins; codes: steps from 0 to the threshold, 2 to 255; out:
+    int64 (channels,).
+    """
     if out.size < _FEW_CHANNELS:
         for c in range(out.size):
-            out[c] = _search_divergence(counts[c])
+            out[c] = _search_divergence(counts[c], codes)
     else:
         for c in prange(out.size):
-            out[c] = _search_divergence(counts[c])
+            out[c] = _search_divergence(counts[c], codes)
 
 
 @kernel

@@ -22,7 +22,7 @@ import numpy as np
 from quantjit import demo, pipeline, quantizer
 from quantjit.executor import Executor, infer_shapes
 from quantjit.images import Preprocess
-from quantjit.kernels.divergence import TARGETS, search_divergence_into
+from quantjit.kernels.divergence import search_divergence_into
 from quantjit.kernels.weights import admm_weights_into
 from quantjit.pipeline import Inputs
 from quantjit.quantizer import Settings
@@ -30,6 +30,7 @@ from quantjit.stats import BlobStats
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
+CODES = 127  # that KL is searched with
 PREPROCESSING = {
     "squeezenet_v1.0": Preprocess((104.0, 117.0, 123.0), (1.0,), "bgr"),
     "mobilenet_v2": Preprocess((128.0,), (1 / 127,), "rgb", "crop", 227),
@@ -47,49 +48,43 @@ def total(x):
 
 @numba.njit(nogil=True)
 def direct_divergence_search(counts):  # noqa: C901 - one flat loop nest
-    """KL search that rebuilds both distributions at each threshold; same definition and ties."""
+    """KL search that adds up the bins of each half of a code at each threshold; same ties."""
     used = 0
     filled_bins = 0
+    whole = 0.0
     for i in range(counts.size):
+        whole += counts[i]
         if counts[i] > 0:
             used = i + 1
             filled_bins += 1
-    if filled_bins <= TARGETS:
+    if filled_bins <= CODES:
         return used
-    whole = 0.0
-    for i in range(used):
-        whole += counts[i]
-    spread = np.zeros(used + 1)
+    cells = 2 * CODES
+    mass, filled = np.zeros(cells), np.zeros(cells)
     best, least = used, np.inf
-    for kept in range(used, TARGETS - 1, -1):
+    clipped = 0.0
+    for kept in range(used, CODES - 1, -1):
+        if kept < used:
+            clipped += counts[kept]
         if counts[kept - 1] == 0:
             continue
-        spread[:] = 0
-        for target in range(TARGETS):
-            start, stop = target * kept / TARGETS, (target + 1) * kept / TARGETS
-            first, last = int(start), math.ceil(stop)
-            mass, filled = 0.0, 0.0
-            for i in range(first, last):
-                share = min(stop, i + 1.0) - max(start, float(i))
+        for cell in range(cells):
+            start, stop = cell * kept / cells, (cell + 1) * kept / cells
+            mass[cell] = filled[cell] = 0.0
+            for i in range(cell * kept // cells, ((cell + 1) * kept - 1) // cells + 1):
                 if counts[i] > 0:
-                    mass += share * counts[i]
-                    filled += share
-            if filled > 0:
-                for i in range(first, last):
-                    if counts[i] > 0:
-                        share = min(stop, i + 1.0) - max(start, float(i))
-                        spread[i] += share * mass / filled
-        clipped = whole
-        for i in range(kept):
-            clipped -= counts[i]
-        found = 0.0
-        for i in range(kept):
-            p = float(counts[i])
-            if i == kept - 1:
-                p += clipped
-            if p > 0:
-                found += p / whole * math.log(p / spread[i])
-        if found < least - 1e-12:  # sums in another order: equals are told apart by rounding
+                    share = min(stop, i + 1.0) - max(start, float(i))
+                    mass[cell] += share * counts[i]
+                    filled[cell] += share
+        last = mass[cells - 1]
+        found = (last + clipped) * math.log((last + clipped) / last)
+        for code in range(1, CODES):
+            level = mass[2 * code - 1] + mass[2 * code]
+            level /= max(filled[2 * code - 1] + filled[2 * code], 1e-9)
+            for cell in range(2 * code - 1, 2 * code + 1):
+                if mass[cell] > 0:
+                    found += mass[cell] * math.log(mass[cell] / (level * filled[cell]))
+        if found < least - 1e-12 * whole:  # sums in another order: equals differ by rounding
             best, least = kept, found
     return best
 
@@ -177,7 +172,7 @@ def solver_table(runs, channels):
             stats.update(np.asarray(draw(size=(1, channels, 10_000)), np.float32))
         counts = stats.counts
         found, direct = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-        spent = best(lambda c=counts, f=found: search_divergence_into(c, f), runs)
+        spent = best(lambda c=counts, f=found: search_divergence_into(c, CODES, f), runs)
         direct_divergence_search_into(counts[:2], direct[:2])
         start = time.perf_counter()
         direct_divergence_search_into(counts, direct)

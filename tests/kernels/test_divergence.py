@@ -34,9 +34,9 @@ def histograms(draw, least, most):
     return counts
 
 
-def kept_bins(counts, dtype=np.uint32):
+def kept_bins(counts, codes=CODES, dtype=np.uint32):
     out = np.full(1, -1, np.int64)
-    search_divergence_into(np.array(counts)[None].astype(dtype), out)
+    search_divergence_into(np.array(counts)[None].astype(dtype), codes, out)
     return int(out[0])
 
 
@@ -56,21 +56,42 @@ def test_logarithms(values):
     assert np.isfinite(out).all()
 
 
-@given(histograms(TARGETS, 200))
+@given(histograms(20, 200), st.sampled_from([2, 5, 16, 23]))
 @settings(max_examples=30)
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64])
-def test_divergence_search_finds_the_least(dtype, counts):
-    kept = kept_bins(counts, dtype)
+def test_divergence_search_finds_the_least(dtype, counts, codes):
+    assert_is_the_least(counts, codes, dtype)
+
+
+@pytest.mark.parametrize(("codes", "bins"), [(127, 300), (150, 260), (255, 330)])
+def test_divergence_search_with_as_many_codes_as_there_are(codes, bins):
+    rng = np.random.default_rng(codes)
+    counts = rng.poisson(1e4 * np.exp(-np.arange(bins) / 40))
+    assert_is_the_least(counts, codes, np.uint32)
+
+
+def assert_is_the_least(counts, codes, dtype):
+    kept = kept_bins(counts, codes, dtype)
     used = int(np.flatnonzero(counts).max(initial=-1)) + 1
-    if np.count_nonzero(counts) <= TARGETS:
+    if np.count_nonzero(counts) <= codes:
         assert kept == used
         return
-    candidates = [t for t in range(TARGETS, used + 1) if counts[t - 1]]
-    found = {t: oracle.clipped_divergence(counts, t) for t in candidates}
+    candidates = [t for t in range(codes, used + 1) if counts[t - 1]]
+    found = {t: oracle.clipped_divergence(counts, t, codes) for t in candidates}
     least = min(found.values())
     assert found[kept] == pytest.approx(least, rel=1e-9, abs=1e-12)
     # the most bins of equals
     assert all(found[t] > least - 1e-12 for t in candidates if t > kept)
+
+
+def test_divergence_by_hand():
+    """Two codes: below a quarter of T, to three quarters, and the rest with all that is clipped.
+
+    The expected noise: two bins of mass 4 are half full by two, and codes are two bins wide.
+    """
+    counts = np.array([7, 3, 1, 2, 4])
+    at_four = 3 * np.log(3 / 2) + 1 * np.log(1 / 2) + 6 * np.log(6 / 2)
+    assert oracle.clipped_divergence(counts, 4, 2) == pytest.approx((at_four - 0.5**3) / 17)
 
 
 def test_divergence_search_far_from_zero():
@@ -80,9 +101,12 @@ def test_divergence_search_far_from_zero():
     assert found[kept_bins(counts)] == pytest.approx(min(found.values()), rel=1e-9)
 
 
-@pytest.mark.parametrize("bins", [256, 4096])
-def test_flat_histograms_are_kept_whole(bins):
-    assert kept_bins(np.full(bins, 9)) == bins
+@pytest.mark.parametrize(
+    ("bins", "codes"),
+    [(256, 127), *(pytest.param(4096, codes, marks=pytest.mark.jit) for codes in (127, 255))],
+)
+def test_flat_histograms_are_kept_whole(bins, codes):
+    assert kept_bins(np.full(bins, 9), codes) == bins
 
 
 def test_few_bins_give_no_choice():
@@ -107,9 +131,45 @@ def test_divergence_does_not_clip_what_stays_far_from_zero():
     assert kept_bins(counts) > 590
 
 
-def test_divergence_does_not_depend_on_the_unit_of_counts():
-    counts = np.random.default_rng(0).poisson(1000 * np.exp(-np.arange(300) / 40))
-    assert kept_bins(counts) == kept_bins(counts * 2**10) == kept_bins(counts * 2**20, np.int64)
+def exponential(bins=4096, mean=200):
+    return np.round(1e6 * np.exp(-np.arange(bins) / mean)).astype(np.int64)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("codes", [127, 255])
+def test_values_next_to_zero_do_not_decide(codes):
+    """The code 0 holds them whatever the threshold: more of them move it by little."""
+    plain = kept_bins(exponential(), codes)
+    counts = exponential()
+    counts[:3] += np.array([60, 10, 3]) * 10**6
+    assert kept_bins(counts, codes) == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("codes", [127, 255])
+def test_spikes_do_not_decide(codes):
+    """Bins that hold many times what their neighbours do, as biases of channels make them."""
+    counts = exponential()
+    plain = kept_bins(counts, codes)
+    counts[np.random.default_rng(0).choice(1200, 60, replace=False)] *= 10
+    assert 0.9 * plain < kept_bins(counts, codes) < 4096
+
+
+@pytest.mark.jit
+def test_more_codes_clip_less():
+    found = [kept_bins(exponential(), codes) for codes in (63, 127, 255)]
+    assert sorted(set(found)) == found
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("codes", [127, 255])
+@pytest.mark.parametrize("share", [1e-1, 1e-3])
+def test_a_sample_is_clipped_like_the_whole(share, codes):
+    """Of 2e8 values, 2e7 and 2e5; the tail of a sample ends earlier, it is not clipped earlier."""
+    whole = kept_bins(exponential(), codes)
+    sample = np.random.default_rng(0).poisson(exponential() * share)
+    end = np.flatnonzero(sample).max() + 1
+    assert kept_bins(sample, codes) == pytest.approx(min(whole, end), rel=0.2)
 
 
 @given(histograms(1, 48), st.floats(0.01, 1), st.sampled_from([3, 7, CODES]))
