@@ -292,7 +292,7 @@ def _merge(argv: Sequence[str]) -> int:
     from quantjit import pipeline, report
     from quantjit.options import MergeOptions
 
-    given = _parse("merge", MergeOptions, argv, ("output",), "")
+    given = _parse("merge", MergeOptions, argv, ("output",), "", first=())
     result = pipeline.merge_files(given.files, given.output)
     if not given.quiet:
         report.print_gathered(_console(), result)

@@ -63,8 +63,11 @@ class _Step:
     rows: tuple[int, int] = (0, 0)
 
 
+_Tabular = schedule.Prepared | schedule.Chain
+
+
 def _tabulate(
-    steps: list[_Step],
+    steps: list[_Step], scratch: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], list["_Step | tuple[int, int]"]]:
     """Give the steps that `schedule` runs their rows; return its table and the parts of a run.
 
@@ -75,10 +78,10 @@ def _tabulate(
     for index, step in enumerate(steps):
         if step.run is _stay:
             continue
-        if not isinstance(step.run, schedule.Prepared | schedule.Chain):
+        if not isinstance(step.run, _Tabular):
             parts.append(step)
             continue
-        step.run.bind(step.inputs, step.outputs)
+        step.run.bind(step.inputs, step.outputs, scratch)
         first = len(rows)
         rows += step.run.rows
         steps[index] = replace(step, rows=(first, len(rows)))
@@ -327,7 +330,11 @@ class Executor:
         self.blob_bytes, self.arena_bytes = plan.blob_bytes, plan.arena_bytes
         self._arrays = self._place(plan)
         self._steps = [self._step(requests[node.name], views) for node in graph.nodes]
-        self._table, self._parts = _tabulate(self._steps)
+        runners = [step.run for step in self._steps if isinstance(step.run, _Tabular)]
+        self._scratch = schedule.make_scratch(
+            max((runner.scratch_bytes for runner in runners), default=0)
+        )
+        self._table, self._parts = _tabulate(self._steps, self._scratch)
         self._team = schedule.Team(threads) if threads > 1 else None
         self._quantize = {
             blob.name: self._border("quantize", blob.name)

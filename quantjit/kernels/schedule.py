@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from quantjit.kernels import caching, kernel
 from quantjit.kernels.addresses import add, compare_and_swap, load, longs, swap, yield_core
 
-INPUT, OUTPUT, SECOND_INPUT = range(3)
-"""Fields that every description starts with: addresses of what a node reads and writes."""
+INPUT, OUTPUT, SECOND_INPUT, SCRATCH = range(4)
+"""Fields that a description starts with: addresses of what a node reads and writes; the last one
+where it has scratch."""
+
+_LINE = 64
 
 FUNCTION, DESCRIPTION, TASKS, ROW = range(4)
 """Fields of a row of the table: address of the task's function, of its description, how many."""
@@ -168,7 +171,7 @@ class Prepared:
 
     description: int64, the addresses of input and output first.  function: what does a task.
     tasks: how many there are.  arrays: what the description points at.  source: which of the
-    inputs is read.
+    inputs is read.  scratch_bytes: what it needs while it runs.
     """
 
     description: NDArray[np.int64]
@@ -176,9 +179,20 @@ class Prepared:
     tasks: int
     arrays: tuple[NDArray[Any], ...] = ()
     source: int = 0
+    scratch_bytes: int = 0
 
-    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
-        """Point at these C-contiguous arrays, which the caller keeps alive."""
+    def bind(
+        self,
+        inputs: Sequence[NDArray[Any]],
+        outputs: Sequence[NDArray[Any]],
+        scratch: NDArray[np.uint8],
+    ) -> None:
+        """Point at these C-contiguous arrays, which the caller keeps alive.
+
+        scratch: of `make_scratch`; nodes that run one after the other may share it.
+        """
+        if self.scratch_bytes:
+            self.description[SCRATCH] = scratch.ctypes.data
         self.description[INPUT] = inputs[self.source].ctypes.data
         self.description[OUTPUT] = outputs[0].ctypes.data
         self.description[SECOND_INPUT] = inputs[-1].ctypes.data
@@ -190,7 +204,8 @@ class Prepared:
 
     def __call__(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
         """Run on these arrays, on this thread."""
-        self.bind(inputs, outputs)
+        scratch = make_scratch(self.scratch_bytes)
+        self.bind(inputs, outputs, scratch)
         run_alone(np.array(self.rows, np.int64), 0, 1)
 
 
@@ -200,10 +215,20 @@ class Chain:
 
     links: tuple[Prepared, ...]
 
-    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
+    @property
+    def scratch_bytes(self) -> int:
+        """Return what the neediest link needs."""
+        return max(link.scratch_bytes for link in self.links)
+
+    def bind(
+        self,
+        inputs: Sequence[NDArray[Any]],
+        outputs: Sequence[NDArray[Any]],
+        scratch: NDArray[np.uint8],
+    ) -> None:
         """Point at these C-contiguous arrays, which the caller keeps alive."""
         for link in self.links:
-            link.bind(inputs, outputs)
+            link.bind(inputs, outputs, scratch)
 
     @property
     def rows(self) -> list[tuple[int, int, int]]:
@@ -214,6 +239,13 @@ class Chain:
         """Run on these arrays, on this thread."""
         for link in self.links:
             link(inputs, outputs)
+
+
+def make_scratch(size: int) -> NDArray[np.uint8]:
+    """Return memory for the scratch of nodes, at the start of a cache line."""
+    raw = np.zeros(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size]
 
 
 class Team:

@@ -44,12 +44,12 @@ OFFSET = 128 if simd.DOT else 0
 HALF = LANES // 2
 """Pixels by which the width of a tile grows."""
 
-(X, OUT, ADDEND, WEIGHTS, BIAS, TERMS, LIMITS, ZEROS, OFFSETS, BLOCKS, PHASE_TABLE, SCRATCH,
+(X, OUT, ADDEND, SCRATCH, WEIGHTS, BIAS, TERMS, LIMITS, ZEROS, OFFSETS, BLOCKS, PHASE_TABLE,
  BLOCK_COUNT, FULL_CHANNELS, DEPTH, IMAGES, GROUPS, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS, OUT_H,
  OUT_W, STRIDE_H, STRIDE_W, PAD_TOP, PAD_LEFT, DILATION_W, PITCH, PLANE, PHASES, HALO, BAND, BANDS,
  SPLITS, SCRATCH_BYTES, LAYOUT, MODE, FUSION, PIXELS, PIXEL_STEP, CHANNEL_STEP,
  FIELDS) = range(43)  # fmt: skip
-"""Fields of the description of one convolution, int64; those to SCRATCH are addresses."""
+"""Fields of the description of one convolution, int64; those to PHASE_TABLE are addresses."""
 
 IN_PLACE, BY_CHANNEL, BY_TAP = range(3)
 """Layouts of an input: one row of pixels as it is; phases of the padded rows, int8 by UNIT

@@ -251,7 +251,9 @@ def _squares(
     ):  # fmt: skip
         description[field] = value
     function = winograd.winograd_task
-    return Prepared(description, function, tasks * splits, (*arrays.values(), scratch))
+    return Prepared(
+        description, function, tasks * splits, tuple(arrays.values()), scratch_bytes=scratch
+    )
 
 
 def _band_of_squares(down: int, across: int, channels: int) -> int:
@@ -267,13 +269,11 @@ def _band_of_squares(down: int, across: int, channels: int) -> int:
     return best[2]
 
 
-def _scratch(description: Longs, size: int, threads: int) -> NDArray[Any]:
-    """Make the scratch of all threads, and describe it."""
+def _scratch(description: Longs, size: int, threads: int) -> int:
+    """Describe the scratch of a thread; return the bytes of all of them."""
     size += -size % 64
-    scratch = np.zeros(threads * size + 64, np.uint8)
-    description[tiled.SCRATCH] = scratch.ctypes.data + -scratch.ctypes.data % 64
     description[tiled.SCRATCH_BYTES] = size
-    return scratch
+    return threads * size
 
 
 def prepare_int8(
@@ -517,7 +517,9 @@ def _tiled(
     description[tiled.BANDS] = -(-int(description[tiled.OUT_H]) // rows)
     description[tiled.SPLITS], description[tiled.LAYOUT] = splits, layout
     description[tiled.MODE] = mode
-    return Prepared(description, function, tasks * splits, (*arrays.values(), scratch))
+    return Prepared(
+        description, function, tasks * splits, tuple(arrays.values()), scratch_bytes=scratch
+    )
 
 
 def _cut_row(
@@ -670,7 +672,9 @@ def _few(
     tasks = int(description[tiled.IMAGES]) * groups
     splits = min(count, max(1, -(-4 * threads // tasks))) if threads > 1 else 1
     description[tiled.SPLITS], description[tiled.MODE] = splits, mode
-    return Prepared(description, function, tasks * splits, (*arrays.values(), scratch))
+    return Prepared(
+        description, function, tasks * splits, tuple(arrays.values()), scratch_bytes=scratch
+    )
 
 
 def _places(window: Window, depth: int, *, padding_is_channel: bool) -> Longs:

@@ -110,11 +110,12 @@ def peak(run, rounds):
 
 def node_runner(node, arrays, out, threads):
     """Run a prepared node on these arrays, by a team where there are threads for one."""
-    node.bind(arrays, (out,))
+    scratch = schedule.make_scratch(node.scratch_bytes)
+    node.bind(arrays, (out,), scratch)
     table = np.array(node.rows, np.int64)
     team = schedule.Team(threads) if threads > 1 else None
 
-    def run(kept=(node, arrays, out)):  # the table holds addresses only
+    def run(kept=(node, arrays, out, scratch)):  # the table holds addresses only
         del kept
         if team is None:
             schedule.run_alone(table, 0, len(table))

@@ -25,7 +25,7 @@ def chain_of_sums(count, threads):
     blobs = [np.full(SIZE, 1 if i == 0 else 0, np.float32) for i in range(count + 1)]
     nodes = [prepare_add(SIZE, threads) for _ in range(count)]
     for node, left, out in zip(nodes, blobs, blobs[1:], strict=False):
-        node.bind((left, left), (out,))
+        node.bind((left, left), (out,), schedule.make_scratch(0))
     return np.array([row for node in nodes for row in node.rows], np.int64), nodes, blobs
 
 
