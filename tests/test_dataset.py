@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 import zlib
+from collections import deque
 
 import numpy as np
 import oracle
@@ -181,8 +182,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
             time.sleep(0.001)
         try:
             with pytest.raises(DataError, match=r"a\.npy: changed while it was read"):
-                for _ in range(200):  # the writer may sleep through one
-                    dataset.load(0)
+                deque((dataset.load(0) for _ in range(200)), 0)  # the writer may sleep through one
         finally:
             writer.kill()
 
