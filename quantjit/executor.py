@@ -335,7 +335,7 @@ class Executor:
             max((runner.scratch_bytes for runner in runners), default=0)
         )
         self._table, self._parts = _tabulate(self._steps, self._scratch)
-        self._team = schedule.Team(threads) if threads > 1 else None
+        self._team = schedule.Team(threads) if threads > 1 and len(self._table) else None
         self._quantize = {
             blob.name: self._border("quantize", blob.name)
             for blob in graph.inputs
