@@ -235,15 +235,16 @@ def test_memory_is_kept(tmp_path, command, memory):
         "print([line for line in open('/proc/self/status') if 'VmHWM' in line][0].split()[1]); "
         "sys.exit(code)"
     )
-    argv = [command, *JOB, "-q", "-t", "channel", "--memory", memory, "-o", "s.qjs"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *argv],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    argv = [command, *JOB, "-q", "-t", "channel", "--memory", memory, "-o"]
+    for name in ("first.qjs", "second.qjs"):  # the first run may have to compile kernels
+        done = subprocess.run(
+            [sys.executable, "-c", script, *argv, name],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 <= int(memory[:-1]) * 10**6
 
 
