@@ -17,7 +17,7 @@ from quantjit.stats import BlobStats
 BINS, LEAST_BINS = 4096, 256
 
 _SCRATCH_BYTES = 2 * 2**20  # of a thread, measured
-_PROGRAM_BYTES = 212 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
+_PROGRAM_BYTES = 256 * 2**20  # of Python, Numba, its compiled kernels and polars, measured
 _INT8_PROGRAM_BYTES = 40 * 2**20  # more of compiled kernels, measured
 _STATISTICS_BYTES = 2**30  # that statistics may take where no budget is given
 _COPIES = 3  # of statistics: while they are written to a file, or solved in float64

@@ -227,7 +227,7 @@ def test_inspect_states_the_memory(run):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is in /proc")
-@pytest.mark.parametrize("memory", ["240M", "280M"])
+@pytest.mark.parametrize("memory", ["310M", "350M"])
 @pytest.mark.parametrize("command", ["calibrate", "quantize"])
 def test_memory_is_kept(tmp_path, command, memory):
     script = (
