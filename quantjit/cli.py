@@ -222,6 +222,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
         given.symmetric,
         given.exclude,
         given.activations,
+        given.passes,
     )
     with Progress(quiet=given.quiet) as progress:
         result = run(

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from quantjit import solvers
 from quantjit.dataset import parse_numbers
-from quantjit.quantizer import ACTIVATIONS, MERGES, TARGETS
+from quantjit.quantizer import ACTIVATIONS, MERGES, PASSES, TARGETS
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet-torch": {
@@ -119,6 +119,16 @@ def _every(text: str) -> tuple[Optional[int], Optional[float]]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _passes(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if names == ("all",):
+        return PASSES
+    unknown = [name for name in names if name not in PASSES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PASSES)}, all")
+    return names
 
 
 def _shapes(text: str) -> dict[str, tuple[int, ...]]:
@@ -406,6 +416,14 @@ class MethodOptions:
         "-x",
         "--float-layers",
         type=_names,
+        metavar="NAMES",
+    )
+    passes: tuple[str, ...] = option(
+        (),
+        f"what else is tried, each kept only where it helps: {', '.join(PASSES)}, separated by "
+        "commas, or all",
+        "--passes",
+        type=_passes,
         metavar="NAMES",
     )
     compat: str = option(

@@ -35,6 +35,7 @@ from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
+from quantjit.refine import Effect, refine
 from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
@@ -67,7 +68,8 @@ class Quantization:
     graph: the float network with its activations fused; quantized: the int8 one as read back from
     `paths`; skipped: input files that could not be read, with the reason; comparison: None when
     nothing was verified; notes: what the format of `paths` says otherwise than the network's own;
-    convergence: None where the data were not read, or as the original does.
+    convergence: None where the data were not read, or as the original does; effects: of the passes
+    that were asked for.
     """
 
     graph: Graph
@@ -81,6 +83,7 @@ class Quantization:
     target_bytes: int
     notes: tuple[str, ...] = ()
     convergence: Convergence | None = None
+    effects: tuple[Effect, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +288,10 @@ def run(
         convergence = tracker.finish(calibration.images, seen) if seen else None
     else:
         raise UsageError("give sample inputs or a statistics file")
-    table = quantizer.solve(graph, calibration.stats, settings)
+    refined = refine(
+        graph, calibration.stats, settings, dataset, jobs=jobs, on_progress=on_progress
+    )
+    graph, table = refined.graph, refined.table
     options: dict[str, Any] = {}
     if settings.target == "onnx":
         facts = {"method": str(settings)}
@@ -295,7 +301,7 @@ def run(
             facts["calibration"] = dataset.fingerprint()
         metadata = {f"quantjit.{key}": value for key, value in facts.items()}
         options = {"form": form, "metadata": metadata}
-    paths = formats.save(quantizer.quantize(graph, table, settings), output, **options)
+    paths = formats.save(refined.quantized, output, **options)
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
     if verify_inputs and dataset is not None:
@@ -323,6 +329,7 @@ def run(
         sum(path.stat().st_size for path in paths),
         notes,
         convergence,
+        refined.effects,
     )
 
 

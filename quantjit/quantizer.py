@@ -43,6 +43,9 @@ TARGETS = ("tnn", "onnx")
 ACTIVATIONS = ("int8", "uint8")
 """Types of the codes of blobs in an ONNX file."""
 
+PASSES = ("equalize", "rounding", "bias")
+"""Passes that make the int8 network better, in the order they are tried; see `quantjit.refine`."""
+
 _WEIGHTED = ("convolution", "inner_product")
 _FREE = ("convolution", "inner_product", "add")  # requantize to any output scale
 _INT32_LIMIT = float(2**31 - 2**24)  # the accumulator needs room beside the bias
@@ -57,7 +60,7 @@ class Settings:
     tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
     (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
     they always are for TNN unless the blob method has them; activations: type of their codes in
-    the file, one of ACTIVATIONS.
+    the file, one of ACTIVATIONS.  passes: those of PASSES that `quantjit.refine` tries.
     """
 
     blob_method: str = "minmax"
@@ -69,6 +72,7 @@ class Settings:
     symmetric: bool = False
     exclude: tuple[str, ...] = ()
     activations: str = "uint8"
+    passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
@@ -77,6 +81,11 @@ class Settings:
             raise UnsupportedError("target", self.target, TARGETS)
         if self.activations not in ACTIVATIONS:
             raise UnsupportedError("type of activations", self.activations, ACTIVATIONS)
+        for name in self.passes:
+            if name not in PASSES:
+                raise UnsupportedError("pass", name, PASSES)
+        if self.passes and self.compat:
+            raise UsageError("--compat tnn is the arithmetic of TNN's tool, which has no passes")
         _ = self.blob_solver, self.weight_solver
         if self.target == "onnx":
             self._check_onnx()

@@ -237,6 +237,7 @@ def test_a_method_for_127_codes_keeps_its_step_and_clips_less(method):
     assert onnx_target.blob_scale(seen, solver, symmetric=True) == QuantParams(step)
 
 
+@pytest.mark.jit
 def test_the_percentile_of_a_one_sided_blob_clips_less():
     values = np.linspace(0, 1, 1_000_001, dtype=np.float32)
     solver = blob_solvers()["percentile"]
