@@ -322,16 +322,24 @@ def solve(
                 solver = solvers.blob_solvers()["minmax" if wanted else method]
                 scales[blob] = _revive(solver.solve(seen))
             dead[blob] = int((seen.absmax == 0).sum())
-    if settings.target == "onnx":
-        scales = onnx_target.share_scales(graph, reasons, scales)
-    elif not settings.compat:
-        scales = _share_scales(graph, reasons, scales)
     return CalibrationTable(
-        scales,
+        settle(graph, scales, settings),
         {name: reason for name, reason in reasons.items() if reason},
         {blob: count for blob, count in dead.items() if count},
         str(settings),
     )
+
+
+def settle(
+    graph: Graph, scales: Mapping[str, QuantParams], settings: Settings
+) -> dict[str, QuantParams]:
+    """Make wished-for scales agree wherever the target copies or compares codes."""
+    if settings.compat:
+        return dict(scales)
+    reasons = choose_nodes(graph, settings)
+    if settings.target == "onnx":
+        return onnx_target.share_scales(graph, reasons, scales)
+    return _share_scales(graph, reasons, scales)
 
 
 def _needs_symmetric(graph: Graph, blob: str, settings: Settings) -> bool:
@@ -389,17 +397,30 @@ def _share_scales(
 # ------------------------------------------------------------------ codes of weights
 
 
-def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph:
+def quantize(
+    graph: Graph, table: CalibrationTable, settings: Settings, previous: Graph | None = None
+) -> Graph:
     """Return the int8 network: codes, int32 biases and the scales of its blobs.
 
-    graph: float, with its activations fused.  table: of `solve` with the same settings.
+    graph: float, with its activations fused.  table: of `solve` with the same settings.  previous:
+    what this made of the same network and settings with another table: nodes whose input has the
+    same scale are taken from there.
     """
     scales = dict(table.scales)
+    known = {} if previous is None else {node.name: node for node in previous.nodes}
     nodes = []
     for node in graph.nodes:
+        before = known.get(node.name)
         merged_later = settings.compat and node.op in {"relu", "pooling"}
         if node.name in table.float_nodes or merged_later:
             nodes.append(node)
+        elif (
+            previous is not None
+            and before is not None
+            and before.quant is not None
+            and previous.scales.get(node.inputs[0]) == scales[node.inputs[0]]
+        ):
+            nodes.append(before)
         elif node.op in _WEIGHTED:
             nodes.append(_quantize_weights(node, scales[node.inputs[0]], settings))
         else:

@@ -1,0 +1,92 @@
+"""Weights rounded so that the outputs of their layer are off by little, and biases to match.
+
+Rounding each weight to the nearest code is best for the weights; for the outputs it is not: what a
+layer reads is correlated, so that the error of one weight can be undone by those of others.  See
+`quantjit.kernels.moments` for the method.  Nothing but codes of weights and biases changes: scales
+and structure stay, and a file with them runs wherever the other did.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantjit.graph import Graph, Node, readonly
+from quantjit.kernels import moments as kernels
+from quantjit.moments import Moments, folded_weights
+from quantjit.quant import QuantParams
+
+_SWEEPS = 50  # over all codes of a row, at most; it mostly ends after five to ten
+_BIAS_LIMIT = float(2**31 - 2**24)  # as in `quantjit.quantizer`
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A node with other codes, and what its outputs are off by in the mean square.
+
+    before, after: of the mean over all outputs, in real units squared.
+    """
+
+    node: Node
+    before: float
+    after: float
+
+
+def round_node(
+    node: Node,
+    quantized: Node,
+    source: QuantParams,
+    moments: Moments,
+    *,
+    rounds: bool = True,
+    corrects_bias: bool = True,
+) -> Rounded:
+    """Return the int8 node with codes that suit what it reads.
+
+    node: of the float network; quantized: the same as int8.  source: scale of the blob it reads.
+    rounds: change codes of weights.  corrects_bias: add what the weights' errors make in the mean,
+    in which case their codes are chosen for what is left.  A node without a bias keeps none.
+    """
+    quant = quantized.quant
+    if quant is None:
+        raise AssertionError(f"{quantized.name} is float")
+    weights = folded_weights(node, source)
+    rows, size = weights.shape
+    steps = np.broadcast_to(quant.weight_scale.astype(np.float64), rows).copy()
+    zeros = np.broadcast_to(quant.weight_zero_point.astype(np.int64), rows)
+    stored = quantized.weights["weight"]
+    codes = stored.reshape(rows, size).astype(np.int64) - zeros[:, None]
+    corrects_bias = corrects_bias and "bias" in quantized.weights
+    second = moments.second(is_centred=corrects_bias)
+    before = _error(weights - steps[:, None] * codes, moments, is_centred=False)
+    if rounds:
+        # Symmetric codes leave -128 out: TNN's and onnxruntime's kernels count on that.
+        lowest = np.where(zeros == 0, -127, -128 - zeros)
+        limits = np.ascontiguousarray([lowest, 127 - zeros])
+        gradients = np.empty_like(weights)
+        kernels.descend_into(weights, steps, second, limits, _SWEEPS, gradients, codes)
+    error = weights - steps[:, None] * codes
+    made = dict(quantized.weights)
+    made["weight"] = readonly((codes + zeros[:, None]).astype(np.int8).reshape(stored.shape))
+    if corrects_bias:
+        groups = moments.sums.shape[0]
+        mean = moments.mean()
+        shift = np.einsum("grk,gk->gr", error.reshape(groups, -1, size), mean).ravel()
+        bias = made["bias"] + np.rint(shift / steps)
+        made["bias"] = readonly(np.clip(bias, -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32))
+    after = _error(error, moments, is_centred=corrects_bias)
+    return Rounded(replace(quantized, weights=made), before, after)
+
+
+def _error(error: NDArray[np.float64], moments: Moments, *, is_centred: bool) -> float:
+    """Return the mean square of what errors of weights make of the outputs."""
+    groups, size = moments.sums.shape
+    second = moments.second(is_centred=is_centred)
+    each = error.reshape(groups, -1, size)
+    return float(np.einsum("grk,gkl,grl->", each, second, each, optimize=True)) / error.shape[0]
+
+
+def with_nodes(graph: Graph, changed: Mapping[str, Node]) -> Graph:
+    """Return the network with these nodes in place of those of the same names."""
+    return graph.with_nodes(tuple(changed.get(node.name, node) for node in graph.nodes))
