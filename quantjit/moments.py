@@ -1,7 +1,9 @@
-"""Second moments of the codes that the layers of an int8 network read.
+"""Second moments of the codes that layers read, and what the codes leave out in the mean.
 
 They say which errors of weights matter: those that meet large codes, and those that do not cancel.
-Summed in integers over a few inputs; see `quantjit.kernels.moments`.
+The codes are those of the float network's blobs, so that every layer sees its own errors only: what
+the layers before it lose is repaired there.  Summed in integers over a few inputs; see
+`quantjit.kernels.moments`.
 """
 
 import math
@@ -14,13 +16,12 @@ from numpy.typing import NDArray
 
 from quantjit.calibration import OnProgress, no_progress
 from quantjit.dataset import Sample, Samples
-from quantjit.executor import Executor
+from quantjit.executor import Executor, infer_shapes
 from quantjit.flow import Flow, Resources, Worker
 from quantjit.graph import Array, Graph, Node
 from quantjit.kernels import moments as kernels
 from quantjit.ops import Shape
 from quantjit.ops.convolution import geometry
-from quantjit.passes.lower import lower
 from quantjit.quant import QuantParams
 
 WEIGHTED = ("convolution", "inner_product")
@@ -35,16 +36,22 @@ class Moments:
     """What the weights of a layer meet: codes less their zero points.
 
     count: of outputs of one channel.  sums: int64 (groups, size).  products: int64 (groups, size,
-    size), of which the lower triangle counts.
+    size), of which the lower triangle counts.  rest: int64 (groups, size), sums of what the codes
+    leave out, see `quantjit.kernels.moments.encode_into`.
     """
 
     count: int
     sums: NDArray[np.int64]
     products: NDArray[np.int64]
+    rest: NDArray[np.int64]
 
     def mean(self) -> NDArray[np.float64]:
         """Return the mean code that each weight meets, (groups, size)."""
         return self.sums / max(self.count, 1)
+
+    def real_mean(self) -> NDArray[np.float64]:
+        """Return the mean of what the codes stand for, in steps, (groups, size)."""
+        return self.mean() + self.rest / (kernels.REST_UNITS * max(self.count, 1))
 
     def second(self, *, is_centred: bool) -> NDArray[np.float64]:
         """Return E[x x^T] or the covariance, (groups, size, size), shrunk towards its diagonal.
@@ -102,51 +109,58 @@ class _Gathering:
             self._geometry = np.array([1, 1, 1, 1, 0, 0, 1, 1, 1, rows], np.int64)
         self._is_convolution = node.op == "convolution"
         self._pixels = int(self._geometry[8] * self._geometry[9])
-        self._zeros = np.ascontiguousarray(np.broadcast_to(params.zero_point, self._shape[:1]))
+        channels = self._shape[:1]
+        self._steps = np.ascontiguousarray(np.broadcast_to(params.scale, channels))
+        self._zeros = np.ascontiguousarray(np.broadcast_to(params.zero_point, channels))
         self._sums = np.zeros((groups, size), np.int64)
+        self._rest = np.zeros((groups, size), np.int64)
         self._products = np.zeros((groups, size, size), np.int64)
         self._count = 0
         self._lock = threading.Lock()
 
-    def add(self, codes: Array) -> None:
-        """Fold the codes of one input."""
+    def add(self, blob: Array, lowest: int) -> None:
+        """Fold the values of one input; lowest: code."""
         if self._is_convolution:
-            image = codes[0]
+            image = blob[0]
         else:
-            image = codes.reshape(-1, self._shape[0]).T.reshape(self._shape)
-        image = np.ascontiguousarray(image)
+            image = blob.reshape(-1, self._shape[0]).T.reshape(self._shape)
+        codes, rest = np.empty(self._shape, np.int16), np.empty(self._shape, np.int64)
+        kernels.encode_into(
+            np.ascontiguousarray(image), self._steps, self._zeros, lowest, codes, rest
+        )
         block = min(max(_BLOCK // self._sums.size, 32), kernels.MOST_PIXELS, self._pixels)
         patches = np.empty((self._sums.size, block), np.int16)
+        with self._lock:
+            kernels.add_rest(rest, self._geometry, self._rest.reshape(-1))
         for first in range(0, self._pixels, block):
             count = min(block, self._pixels - first)
-            kernels.lay_patches_into(image, self._zeros, self._geometry, first, count, patches)
+            kernels.lay_patches_into(codes, self._geometry, first, count, patches)
             with self._lock:
-                self._fold(patches, count)
-
-    def _fold(self, patches: NDArray[np.int16], count: int) -> None:
-        kernels.add_moments(patches, count, self._sums.reshape(-1), self._products)
-        self._count += count
+                kernels.add_moments(patches, count, self._sums.reshape(-1), self._products)
+                self._count += count
 
     def result(self) -> Moments:
         """Return the sums."""
-        return Moments(self._count, self._sums, self._products)
+        return Moments(self._count, self._sums, self._products, self._rest)
 
 
 def gather(
+    graph: Graph,
     quantized: Graph,
     samples: Samples,
-    names: Sequence[str],
     use: Callable[[str, Moments], None],
     *,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> None:
-    """Run an int8 network on all samples and hand the moments of each named node to `use`.
+    """Run the float network on all samples and hand `use` the moments of each node with weights.
 
-    As many nodes at a time as there is memory for; the others are run again.
+    graph: float, with its activations fused; quantized: the same as int8, for its scales and for
+    which nodes they are.  As many nodes at a time as there is memory for; the others are run
+    again.
     """
-    nodes = {node.name: node for node in quantized.nodes}
-    left = list(names)
+    nodes = {node.name: node for node in graph.nodes}
+    left = rounded_nodes(quantized)
     while left:
         chosen, size = [left.pop(0)], 0
         while left:
@@ -155,42 +169,43 @@ def gather(
             if size > _BUDGET:
                 break
             chosen.append(left.pop(0))
-        for name, moments in _gather_some(quantized, samples, chosen, jobs, on_progress).items():
-            use(name, moments)
+        found = _gather_some(graph, quantized, samples, chosen, jobs, on_progress)
+        for name in chosen:
+            use(name, found.pop(name).result())
 
 
 def _gather_some(
+    graph: Graph,
     quantized: Graph,
     samples: Samples,
     names: Sequence[str],
     jobs: int | None,
     on_progress: OnProgress,
-) -> dict[str, Moments]:
-    lowered = lower(quantized)
-    probe = Executor(lowered)
-    by_name = {node.name: node for node in lowered.nodes}
+) -> dict[str, _Gathering]:
+    shapes = infer_shapes(graph)
+    by_name = {node.name: node for node in graph.nodes}
     found: dict[str, _Gathering] = {}
     readers: dict[str, list[_Gathering]] = {}
     for name in names:
         node = by_name[name]
         source = node.inputs[0]
-        gathering = _Gathering(
-            node, probe.shapes[source], probe.shapes[node.outputs[0]], lowered.scales[source]
+        found[name] = _Gathering(
+            node, shapes[source], shapes[node.outputs[0]], quantized.scales[source]
         )
-        found[name] = gathering
-        readers.setdefault(source, []).append(gathering)
+        readers.setdefault(source, []).append(found[name])
+    lowest = -128 if quantized.is_onnx else -127
 
     def make_worker() -> Worker[None]:
-        executor = Executor(lowered)
+        executor = Executor(graph)
 
         def on_blob(blob: str, array: Array) -> None:
             for gathering in readers.get(blob, ()):
-                gathering.add(array)
+                gathering.add(array, lowest)
 
         def work(batch: Sequence[Sample]) -> Sequence[None]:
             for sample in batch:
                 executor.run(sample.arrays, on_blob)
-            return ()
+            return [None] * len(batch)
 
         return work
 
@@ -203,7 +218,7 @@ def _gather_some(
     ) as flow:
         for _ in flow.advance():
             pass
-    return {name: gathering.result() for name, gathering in found.items()}
+    return found
 
 
 def folded_weights(node: Node, source: QuantParams) -> NDArray[np.float64]:

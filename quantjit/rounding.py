@@ -59,7 +59,8 @@ def round_node(
     codes = stored.reshape(rows, size).astype(np.int64) - zeros[:, None]
     corrects_bias = corrects_bias and "bias" in quantized.weights
     second = moments.second(is_centred=corrects_bias)
-    before = _error(weights - steps[:, None] * codes, moments, is_centred=False)
+    rounded = steps[:, None] * codes
+    before = _error(weights - rounded, moments, _mean_error(weights, rounded, moments))
     if rounds:
         # Symmetric codes leave -128 out: TNN's and onnxruntime's kernels count on that.
         lowest = np.where(zeros == 0, -127, -128 - zeros)
@@ -69,22 +70,31 @@ def round_node(
     error = weights - steps[:, None] * codes
     made = dict(quantized.weights)
     made["weight"] = readonly((codes + zeros[:, None]).astype(np.int8).reshape(stored.shape))
+    shift = _mean_error(weights, steps[:, None] * codes, moments)
     if corrects_bias:
-        groups = moments.sums.shape[0]
-        mean = moments.mean()
-        shift = np.einsum("grk,gk->gr", error.reshape(groups, -1, size), mean).ravel()
         bias = made["bias"] + np.rint(shift / steps)
         made["bias"] = readonly(np.clip(bias, -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32))
-    after = _error(error, moments, is_centred=corrects_bias)
-    return Rounded(replace(quantized, weights=made), before, after)
+        shift = np.zeros_like(shift)
+    return Rounded(replace(quantized, weights=made), before, _error(error, moments, shift))
 
 
-def _error(error: NDArray[np.float64], moments: Moments, *, is_centred: bool) -> float:
-    """Return the mean square of what errors of weights make of the outputs."""
+def _mean_error(
+    weights: NDArray[np.float64], rounded: NDArray[np.float64], moments: Moments
+) -> NDArray[np.float64]:
+    """Return what the outputs are off by in the mean, (rows,): for errors of weights and codes."""
     groups, size = moments.sums.shape
-    second = moments.second(is_centred=is_centred)
+    wanted = np.einsum("grk,gk->gr", weights.reshape(groups, -1, size), moments.real_mean())
+    made = np.einsum("grk,gk->gr", rounded.reshape(groups, -1, size), moments.mean())
+    return np.asarray((wanted - made).ravel())
+
+
+def _error(error: NDArray[np.float64], moments: Moments, shift: NDArray[np.float64]) -> float:
+    """Return the mean square of what errors of weights and a shift make of the outputs."""
+    groups, size = moments.sums.shape
+    second = moments.second(is_centred=True)
     each = error.reshape(groups, -1, size)
-    return float(np.einsum("grk,gkl,grl->", each, second, each, optimize=True)) / error.shape[0]
+    spread = float(np.einsum("grk,gkl,grl->", each, second, each, optimize=True))
+    return (spread + float(shift @ shift)) / error.shape[0]
 
 
 def with_nodes(graph: Graph, changed: Mapping[str, Node]) -> Graph:

@@ -6,8 +6,8 @@ lowers this error code by code: the best v_j beside the others is where its deri
 steps of coordinate descent never raise the error (Behdin et al. 2023, "QuantEase", arXiv
 2309.01885; the objective is that of Frantar et al. 2022, "GPTQ", arXiv 2210.17323).
 
-H is summed in integers over the codes that the int8 network really computes: exactly, so that
-neither the order of the inputs nor the number of threads is seen by it.
+All sums are integers: exact, so that neither the order of the inputs nor the number of threads is
+seen by them.
 """
 
 import numpy as np
@@ -17,11 +17,42 @@ from quantjit.kernels import kernel, parallel_kernel, prange
 
 MOST_PIXELS = 16384  # of a block: 255**2 of each still add up to less than 2**31
 
+REST_UNITS = 65536.0
+"""Parts of a code that what a code leaves out is counted in."""
+
+_FARTHEST = float(2**30)  # codes that a value may be off by
+
+
+@kernel
+def encode_into(
+    image: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    zeros: NDArray[np.int8],
+    lowest: int,
+    codes: NDArray[np.int16],
+    rest: NDArray[np.int64],
+) -> None:
+    """Quantize an image and keep what the codes leave out, rounding and clipping both.
+
+    image: (C, H, W), real.  steps, zeros: (C,).  lowest: code, -127 or -128.  codes: (C, H, W),
+    less their zeros.  rest: (C, H, W), value less code in 1 / REST_UNITS of a step.  NaN is 0.
+    """
+    channels, height, width = image.shape
+    for c in range(channels):
+        inverse = 1.0 / np.float64(steps[c]) if steps[c] > 0 else 0.0
+        low, high = float(lowest - int(zeros[c])), float(127 - int(zeros[c]))
+        for y in range(height):
+            for x in range(width):
+                value = np.float64(image[c, y, x]) * inverse
+                value = min(max(value, -_FARTHEST), _FARTHEST) if value == value else 0.0
+                code = min(max(np.rint(value), low), high)
+                codes[c, y, x] = np.int16(int(code))
+                rest[c, y, x] = int(np.rint((value - code) * REST_UNITS))
+
 
 @kernel
 def lay_patches_into(
-    codes: NDArray[np.int8],
-    zeros: NDArray[np.int8],
+    codes: NDArray[np.int16],
     geometry: NDArray[np.int64],
     first: int,
     count: int,
@@ -29,9 +60,9 @@ def lay_patches_into(
 ) -> None:
     """Lay what a convolution reads for `count` outputs, from pixel `first` on, side by side.
 
-    codes: (C, H, W).  zeros: (C,), the code of 0, which padding has too.  geometry: see
-    `quantjit.ops.convolution.geometry`.  patches: (C * kernel_h * kernel_w, >= count), code less
-    zero; a row for each weight of an output, in the order of the weights.
+    codes: (C, H, W), less their zeros.  geometry: see `quantjit.ops.convolution.geometry`.
+    patches: (C * kernel_h * kernel_w, >= count), a row for each weight of an output, in the order
+    of the weights.
     """
     kernel_h, kernel_w, stride_h, stride_w = geometry[0], geometry[1], geometry[2], geometry[3]
     top, left, dilation_h, dilation_w = geometry[4], geometry[5], geometry[6], geometry[7]
@@ -39,7 +70,6 @@ def lay_patches_into(
     channels, height, width = codes.shape
     row = 0
     for c in range(channels):
-        zero = int(zeros[c])
         for i in range(kernel_h):
             for j in range(kernel_w):
                 y0, x0 = i * dilation_h - top, j * dilation_w - left
@@ -47,14 +77,39 @@ def lay_patches_into(
                 out_x = first - out_y * out_w
                 for p in range(count):
                     y, x = y0 + out_y * stride_h, x0 + out_x * stride_w
-                    if 0 <= y < height and 0 <= x < width:
-                        patches[row, p] = np.int16(int(codes[c, y, x]) - zero)
-                    else:
-                        patches[row, p] = np.int16(0)
+                    inside = 0 <= y < height and 0 <= x < width
+                    patches[row, p] = codes[c, y, x] if inside else np.int16(0)
                     out_x += 1
                     if out_x == out_w:
                         out_x = 0
                         out_y += 1
+                row += 1
+
+
+@kernel
+def add_rest(rest: NDArray[np.int64], geometry: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
+    """Add up what the codes that each weight meets leave out, over all outputs.
+
+    rest: (C, H, W).  geometry: as above.  sums: (C * kernel_h * kernel_w,).
+    """
+    kernel_h, kernel_w, stride_h, stride_w = geometry[0], geometry[1], geometry[2], geometry[3]
+    top, left, dilation_h, dilation_w = geometry[4], geometry[5], geometry[6], geometry[7]
+    out_h, out_w = geometry[8], geometry[9]
+    channels, height, width = rest.shape
+    row = 0
+    for c in range(channels):
+        for i in range(kernel_h):
+            for j in range(kernel_w):
+                total = 0
+                for out_y in range(out_h):
+                    y = i * dilation_h - top + out_y * stride_h
+                    if not 0 <= y < height:
+                        continue
+                    for out_x in range(out_w):
+                        x = j * dilation_w - left + out_x * stride_w
+                        if 0 <= x < width:
+                            total += int(rest[c, y, x])
+                sums[row] += total
                 row += 1
 
 
