@@ -11,6 +11,7 @@ merge wrongly) follow by `quantizer.choose_nodes`, so that what is measured can 
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from quantjit import quantizer, sensitivity
@@ -87,12 +88,14 @@ def search(
         images=min(len(judge), _ORDERING_INPUTS),
         on_progress=on_progress,
     )
-    found = [trials.shortest(order) for order in _orders(levers, ranked)]
+    with ThreadPoolExecutor(judge.jobs) as pool:
+        found = list(pool.map(trials.shortest, _orders(levers, ranked)))
     meeting = sorted((each for each in found if not each.missed), key=_cost)
     if not meeting:
         best = max(trials.taken.values(), key=lambda each: (each.score.sqnr, -each.float_macs))
         return trials.result(start, best)
-    shrunk = [trials.shrunk(each) for each in dict.fromkeys(meeting[:_SHRUNK])]
+    with ThreadPoolExecutor(judge.jobs) as pool:
+        shrunk = list(pool.map(trials.shrunk, meeting[:_SHRUNK]))
     return trials.result(start, min(shrunk, key=_cost))
 
 
@@ -143,9 +146,7 @@ class _Trials:
         self._target, self._judge, self._on_progress = target, judge, on_progress
         graph = refined.graph
         self._macs = count_macs(graph, infer_shapes(graph))
-        self._never = frozenset(
-            node.name for node in refined.quantized.nodes if node.quant is None
-        )
+        self._never = frozenset(node.name for node in refined.quantized.nodes if node.quant is None)
         self.taken: dict[frozenset[str], _Trial] = {}
 
     def levers(self) -> list[str]:
@@ -205,11 +206,14 @@ class _Trials:
         return best
 
     def shrunk(self, trial: _Trial) -> _Trial:
-        """Put back into int8 what the target does not need, the most MACs first."""
-        for name in sorted(trial.asked, key=lambda name: (-self._macs[name], name)):
-            fewer = self.take(trial.asked - {name})
-            if not fewer.missed and fewer.float_macs <= trial.float_macs:
-                trial = fewer
+        """Put back into int8 what the target does not need, the most MACs first, until all is."""
+        before = None
+        while before != trial.asked:
+            before = trial.asked
+            for name in sorted(before, key=lambda name: (-self._macs[name], name)):
+                fewer = self.take(trial.asked - {name})
+                if not fewer.missed and fewer.float_macs <= trial.float_macs:
+                    trial = fewer
         return trial
 
     def result(self, start: _Trial, trial: _Trial) -> Mixed:
