@@ -2,12 +2,13 @@
 
 Rounding each weight to the nearest code is best for the weights; for the outputs it is not: what a
 layer reads is correlated, so that the error of one weight can be undone by those of others.  See
-`quantjit.kernels.moments` for the method.  Nothing but codes of weights and biases changes: scales
-and structure stay, and a file with them runs wherever the other did.
+`quantjit.kernels.moments` for the method; no step of it makes the error of the layer's outputs
+larger.  Nothing but codes of weights and biases changes: scales and structure stay, and a file with
+them runs wherever the other did.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +22,6 @@ _SWEEPS = 50  # over all codes of a row, at most; it mostly ends after five to t
 _BIAS_LIMIT = float(2**31 - 2**24)  # as in `quantjit.quantizer`
 
 
-@dataclass(frozen=True, slots=True)
-class Rounded:
-    """A node with other codes, and what its outputs are off by in the mean square.
-
-    before, after: of the mean over all outputs, in real units squared.
-    """
-
-    node: Node
-    before: float
-    after: float
-
-
 def round_node(
     node: Node,
     quantized: Node,
@@ -41,12 +30,12 @@ def round_node(
     *,
     rounds: bool = True,
     corrects_bias: bool = True,
-) -> Rounded:
+) -> Node:
     """Return the int8 node with codes that suit what it reads.
 
     node: of the float network; quantized: the same as int8.  source: scale of the blob it reads.
-    rounds: change codes of weights.  corrects_bias: add what the weights' errors make in the mean,
-    in which case their codes are chosen for what is left.  A node without a bias keeps none.
+    rounds: change codes of weights.  corrects_bias: add what errors of weights and of codes make in
+    the mean; codes are then chosen for what is left.  A node without a bias keeps none.
     """
     quant = quantized.quant
     if quant is None:
@@ -58,43 +47,33 @@ def round_node(
     stored = quantized.weights["weight"]
     codes = stored.reshape(rows, size).astype(np.int64) - zeros[:, None]
     corrects_bias = corrects_bias and "bias" in quantized.weights
-    second = moments.second(is_centred=corrects_bias)
-    rounded = steps[:, None] * codes
-    before = _error(weights - rounded, moments, _mean_error(weights, rounded, moments))
     if rounds:
         # Symmetric codes leave -128 out: TNN's and onnxruntime's kernels count on that.
         lowest = np.where(zeros == 0, -127, -128 - zeros)
         limits = np.ascontiguousarray([lowest, 127 - zeros])
+        second = moments.second(is_centred=corrects_bias)
         gradients = np.empty_like(weights)
         kernels.descend_into(weights, steps, second, limits, _SWEEPS, gradients, codes)
-    error = weights - steps[:, None] * codes
     made = dict(quantized.weights)
     made["weight"] = readonly((codes + zeros[:, None]).astype(np.int8).reshape(stored.shape))
-    shift = _mean_error(weights, steps[:, None] * codes, moments)
     if corrects_bias:
+        shift = mean_error(weights, steps[:, None] * codes, moments)
         bias = made["bias"] + np.rint(shift / steps)
         made["bias"] = readonly(np.clip(bias, -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32))
-        shift = np.zeros_like(shift)
-    return Rounded(replace(quantized, weights=made), before, _error(error, moments, shift))
+    return replace(quantized, weights=made)
 
 
-def _mean_error(
+def mean_error(
     weights: NDArray[np.float64], rounded: NDArray[np.float64], moments: Moments
 ) -> NDArray[np.float64]:
-    """Return what the outputs are off by in the mean, (rows,): for errors of weights and codes."""
+    """Return what the outputs lack in the mean, (rows,), for errors of weights and of codes.
+
+    weights, rounded: (rows, size), in units of the codes they meet.
+    """
     groups, size = moments.sums.shape
     wanted = np.einsum("grk,gk->gr", weights.reshape(groups, -1, size), moments.real_mean())
     made = np.einsum("grk,gk->gr", rounded.reshape(groups, -1, size), moments.mean())
     return np.asarray((wanted - made).ravel())
-
-
-def _error(error: NDArray[np.float64], moments: Moments, shift: NDArray[np.float64]) -> float:
-    """Return the mean square of what errors of weights and a shift make of the outputs."""
-    groups, size = moments.sums.shape
-    second = moments.second(is_centred=True)
-    each = error.reshape(groups, -1, size)
-    spread = float(np.einsum("grk,gkl,grl->", each, second, each, optimize=True))
-    return (spread + float(shift @ shift)) / error.shape[0]
 
 
 def with_nodes(graph: Graph, changed: Mapping[str, Node]) -> Graph:

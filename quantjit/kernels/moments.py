@@ -44,7 +44,9 @@ def encode_into(
         for y in range(height):
             for x in range(width):
                 value = np.float64(image[c, y, x]) * inverse
-                value = min(max(value, -_FARTHEST), _FARTHEST) if value == value else 0.0
+                value = np.float64(
+                    min(max(value, -_FARTHEST), _FARTHEST) if value == value else 0.0
+                )
                 code = min(max(np.rint(value), low), high)
                 codes[c, y, x] = np.int16(int(code))
                 rest[c, y, x] = int(np.rint((value - code) * REST_UNITS))
