@@ -56,15 +56,16 @@ _BIAS_CODE = float(2**23)  # code of the bias of a channel whose weights are all
 class Settings:
     """What is asked of a quantization.
 
-    blob_method, weight_method: names of solvers.  merge: one of MERGES.  compat: reproduce TNN's
-    tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
-    (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
-    they always are for TNN unless the blob method has them; activations: type of their codes in
-    the file, one of ACTIVATIONS.  passes: those of PASSES that `quantjit.refine` tries.
+    blob_method, weight_method: names of solvers, by default mse, with compat minmax.  merge: one of
+    MERGES.  compat: reproduce TNN's tool.  float_nodes: names of nodes to keep float; exclude: the
+    same by name, op or pattern (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs
+    without zero points, as they always are for TNN unless the blob method has them; activations:
+    type of their codes in the file, one of ACTIVATIONS.  passes: those of PASSES that
+    `quantjit.refine` tries.
     """
 
-    blob_method: str = "minmax"
-    weight_method: str = "minmax"
+    blob_method: str = ""
+    weight_method: str = ""
     merge: str = "mix"
     compat: bool = False
     float_nodes: tuple[str, ...] = ()
@@ -75,6 +76,9 @@ class Settings:
     passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("blob_method", "weight_method"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, "minmax" if self.compat else "mse")
         if self.merge not in MERGES:
             raise UnsupportedError("merge type", self.merge, MERGES)
         if self.target not in TARGETS:
