@@ -35,6 +35,7 @@ usage: quantjit COMMAND [OPTIONS]
   calibrate  gather statistics only, in a file: large sets, in shards, resumable
   merge      add up the statistics files of shards, exactly
   verify     run an int8 model beside its float one and compare them layer by layer
+  report     the same as a folder: one HTML page that explains it, and tables
   inspect    layers, shapes, MACs, and which layers would run in int8
   convert    a float model from ONNX to TNN or back
   demo       quantize the network that comes with quantjit, on its own images
@@ -78,6 +79,12 @@ examples:
   quantjit verify -p net.tnnproto --quantized-proto net_quantized.tnnproto -i images/ --limit 32
 runs both networks, the int8 one in the integer arithmetic of its target: TNN's or onnxruntime's.
 """,
+    "report": """\
+examples:
+  quantjit report net.onnx net_quantized.onnx -i images/ --preset imagenet-torch -o report
+  quantjit quantize net.onnx -i images/ --preset imagenet-torch -o net --report report
+writes report/report.html, which needs nothing beside it, and its tables as .parquet and .csv.
+""",
     "inspect": """\
 examples:
   quantjit inspect net.onnx
@@ -112,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "calibrate": _calibrate,
         "merge": _merge,
         "verify": _verify,
+        "report": _report,
         "inspect": _inspect,
         "convert": _convert,
         "demo": _demo,
@@ -224,6 +232,10 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
         given.activations,
         given.passes,
     )
+    if given.report:
+        from quantjit import page
+
+        page.check(given.report)
     with Progress(quiet=given.quiet) as progress:
         result = run(
             given.proto,
@@ -244,7 +256,10 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             shapes=given.input_shape,
             form=given.form,
             float_fallback=given.float_fallback,
+            detail=given.report is not None,
         )
+    if given.report:
+        page.write(given.report, result, settings, source=_source(given))
     if given.table:
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
@@ -331,6 +346,55 @@ def _verify(argv: Sequence[str]) -> int:
         report.print_comparison(_console(), comparison)
         report.print_warning(_console(), comparison)
     return _gate(comparison, given.min_sqnr)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from quantjit import page, report
+    from quantjit.examine import examine
+    from quantjit.options import ReportOptions
+
+    solves_only = any(word.partition("=")[0] == "--stats" for word in argv)
+    need = ("proto", "quantized_proto", *(() if solves_only else ("input_path",)))
+    given = _parse("report", ReportOptions, argv, need, "", ("-p", "--quantized-proto"))
+    page.check(given.output)
+    source = _source(given)
+    with Progress(quiet=given.quiet) as progress:
+        result = examine(
+            (given.proto, given.model),
+            (given.quantized_proto, given.quantized_model),
+            given.input_path,
+            inputs=source.inputs,
+            statistics=given.stats,
+            labels=given.labels,
+            verify_inputs=given.verify,
+            nonfinite=given.nonfinite,
+            jobs=given.jobs,
+            batch=given.batch,
+            memory=given.memory,
+            on_progress=progress.update,
+            shapes=given.input_shape,
+        )
+    if given.nodes_table and result.comparison:
+        report.save_nodes(result.comparison, given.nodes_table)
+    paths = page.write(given.output, result, None, source=source)
+    if not given.quiet:
+        report.print_report(_console(), result, paths)
+    return _gate(result.comparison, given.min_sqnr)
+
+
+def _source(given: Any) -> Any:
+    """Return what a report says of the models and inputs."""
+    from quantjit.formats import files_of
+    from quantjit.page import Source, read_class_names
+
+    return Source(
+        given.proto.stem,
+        files_of(given.proto, given.model),
+        given.input_path,
+        _inputs(given),
+        given.stats,
+        read_class_names(given.class_names) if given.class_names else (),
+    )
 
 
 def _inspect(argv: Sequence[str]) -> int:

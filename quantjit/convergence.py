@@ -71,6 +71,15 @@ class Convergence:
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return {blob: move for blob, move in ranked if move >= tolerance}
 
+    def settled(self, inputs: int, tolerance: float = TOLERANCE) -> int:
+        """Return how many blobs had a scale within `tolerance` of the last after `inputs` inputs.
+
+        inputs: one of those of the snapshots.
+        """
+        place = self.inputs.index(inputs)
+        moved = (float(_moves(scale[[place, -1]])[0]) for scale in self.scales.values())
+        return sum(move < tolerance for move in moved)
+
     def is_stable(self, tolerance: float = TOLERANCE) -> bool:
         """Whether enough inputs were seen: hardly a blob moved while they doubled."""
         still = len(self.scales) - len(self.moving(tolerance))

@@ -454,10 +454,38 @@ class ConvergenceOptions:
 
 
 @dataclass(frozen=True)
+class PageOptions:
+    """What a report says besides the result."""
+
+    class_names: Optional[Path] = option(
+        None,
+        "a text file with a class name a line, for the top-5 of the report",
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
 class QuantizeOptions(
-    VerifyingOptions, ConvergenceOptions, MethodOptions, PlanOptions, InputOptions, ModelOptions
+    PageOptions,
+    VerifyingOptions,
+    ConvergenceOptions,
+    MethodOptions,
+    PlanOptions,
+    InputOptions,
+    ModelOptions,
 ):
     """Options of `quantjit quantize`."""
+
+    report: Optional[Path] = option(
+        None,
+        "write a folder with report.html, one page that explains the result, and its tables as "
+        ".parquet and .csv",
+        "--report",
+        type=Path,
+        metavar="DIR",
+    )
 
     stats: Optional[Path] = option(
         None,
@@ -580,6 +608,30 @@ class VerifyOptions(VerifyingOptions, InputOptions, ModelOptions):
         "the .tnnmodel of a .tnnproto (default: its name)",
         "--quantized-model",
         type=Path,
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions(PageOptions, PlanOptions, VerifyOptions):
+    """Options of `quantjit report`."""
+
+    output: Path = option(
+        Path("report"), "the folder to write (default report)", "-o", "--output", type=Path
+    )
+    stats: Optional[Path] = option(
+        None,
+        "statistics of `quantjit calibrate`, in place of a pass over the inputs; -i is then for "
+        "the comparison only",
+        "--stats",
+        type=Path,
+        metavar="FILE",
+    )
+    verify: Optional[int] = option(
+        None,
+        "number of inputs on which the two networks are compared (default: all)",
+        "--verify",
+        type=_positive,
+        metavar="N",
     )
 
 

@@ -40,7 +40,8 @@ from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
 
-_FOLLOWED = "mse"  # method whose scales tell whether statistics that any can use are enough
+FOLLOWED = "mse"
+"""Blob method whose scales tell whether statistics that any method can use are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +188,16 @@ def verify(
     why_float: Mapping[str, str] | None = None,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
+    detail: bool = False,
 ) -> Comparison:
     """Run both networks on every input, the int8 one in its target's arithmetic, and compare.
 
-    labels: file name -> class index; every input must be in it.
+    labels: file name -> class index; every input must be in it.  detail: also channel by channel.
     """
 
-    def make_worker() -> Worker[tuple[str, ImageResult]]:
-        comparer = Comparer(reference, quantized)
-        return lambda samples: [(each.file, comparer.run(each.arrays)) for each in samples]
+    def make_worker() -> Worker[ImageResult]:
+        comparer = Comparer(reference, quantized, detail=detail)
+        return lambda samples: [comparer.run(each.arrays, each.file) for each in samples]
 
     known: list[int] | None = None if labels is None else []
     total = len(dataset)
@@ -207,9 +209,9 @@ def verify(
             Resources.of(jobs),
             on_progress=lambda done: on_progress("verify", done, total),
         ) as flow:
-            for file, result in flow.advance():
+            for result in flow.advance():
                 if labels is not None and known is not None:
-                    known.append(_label(labels, file))
+                    known.append(_label(labels, result.file))
                 yield result
 
     return metrics.combine(reference, quantized, results(), known, why_float)
@@ -238,6 +240,7 @@ def run(
     shapes: Mapping[str, Shape] | None = None,
     form: str = "qdq",
     float_fallback: bool = True,
+    detail: bool = False,
 ) -> Quantization:
     """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
 
@@ -248,7 +251,8 @@ def run(
     network for ONNX in which a layer with multiplications has no int8 form.  statistics: a file of
     `calibrate_files`, solved instead of reading the data; input_path is then for the verification
     only, and may be None.  jobs, batch, memory: see `plan.plan`.  until_stable: end the
-    calibration once the scales hardly move; see `quantjit.convergence`.
+    calibration once the scales hardly move; see `quantjit.convergence`.  detail: compare channel by
+    channel too.
     """
     inputs = inputs or Inputs()
     graph = read(proto, model, shapes)
@@ -315,6 +319,7 @@ def run(
             why_float=table.float_nodes,
             jobs=jobs if memory is None else min(fitting, jobs or fitting),
             on_progress=on_progress,
+            detail=detail,
         )
     sources = formats.files_of(proto, model)
     return Quantization(
@@ -462,7 +467,7 @@ def calibrate_files(
     gathering = Gathering(
         graph, dataset, channels, plan, origin, base, base_path, is_fixed=resume and not append
     )
-    tracker = Tracker(solvers.blob_solvers()[_FOLLOWED], until_stable=until_stable)
+    tracker = Tracker(solvers.blob_solvers()[FOLLOWED], until_stable=until_stable)
     calibration = gathering.run(
         nonfinite,
         checkpoints=Checkpoints(checkpoint, *every),
@@ -487,6 +492,24 @@ def merge_files(paths: Sequence[Path], output: Path) -> Gathered:
     return Gathered(output, file)
 
 
+def read_twins(
+    reference: tuple[Path, Path | None],
+    quantized: tuple[Path, Path | None],
+    shapes: Mapping[str, Shape] | None,
+) -> tuple[Graph, Graph]:
+    """Read a float network and its int8 form; FormatError where they do not belong together."""
+    graph, int8 = read(*reference, shapes), read(*quantized, shapes)
+    if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
+        raise FormatError(
+            quantized[0],
+            "",
+            f"inputs {input_shapes(graph)} and outputs {', '.join(graph.outputs)}",
+            f"inputs {input_shapes(int8)} and outputs {', '.join(int8.outputs)}",
+            "is it made from this float network?",
+        )
+    return graph, int8
+
+
 def verify_files(
     reference: tuple[Path, Path | None],
     quantized: tuple[Path, Path | None],
@@ -503,15 +526,7 @@ def verify_files(
     Each is a (.onnx, None) or a (.tnnproto, .tnnmodel or None).  shapes: of inputs by name.
     """
     inputs = inputs or Inputs()
-    graph, int8 = read(*reference, shapes), read(*quantized, shapes)
-    if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
-        raise FormatError(
-            quantized[0],
-            "",
-            f"inputs {input_shapes(graph)} and outputs {', '.join(graph.outputs)}",
-            f"inputs {input_shapes(int8)} and outputs {', '.join(int8.outputs)}",
-            "is it made from this float network?",
-        )
+    graph, int8 = read_twins(reference, quantized, shapes)
     known = read_labels(labels) if labels is not None else None
     dataset = inputs.open(input_path, graph)
     why_float = {node.name: "float in the file" for node in int8.nodes if node.quant is None}
