@@ -412,9 +412,7 @@ def _read(file: Path) -> tuple[bytes, os.stat_result]:
     return data, after
 
 
-def split_batch(
-    file: str | Path, batches: Mapping[str, NDArray[np.float32]]
-) -> tuple[Sample, ...]:
+def split_batch(file: str | Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Sample, ...]:
     """Return the inputs of float32 (N, C, H, W) arrays by name one by one, each with batch 1."""
     counts = {len(batch) for batch in batches.values()}
     if len(counts) != 1:

@@ -184,7 +184,7 @@ def verify(
     quantized: Graph,
     dataset: Samples,
     *,
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, int] | Sequence[int] | None = None,
     why_float: Mapping[str, str] | None = None,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
@@ -192,7 +192,8 @@ def verify(
 ) -> Comparison:
     """Run both networks on every input, the int8 one in its target's arithmetic, and compare.
 
-    labels: file name -> class index; every input must be in it.  detail: also channel by channel.
+    labels: file name -> class index, in which every input must be, or one for each input in their
+    order; a mapping may be filled while the inputs are loaded.  detail: also channel by channel.
     """
 
     def make_worker() -> Worker[ImageResult]:
@@ -211,8 +212,10 @@ def verify(
         ) as flow:
             for result in flow.advance():
                 if labels is not None and known is not None:
-                    known.append(_label(labels, result.file))
+                    known.append(_label(labels, result.file, len(known)))
                 yield result
+        if known is not None and isinstance(labels, Sequence) and len(known) < len(labels):
+            raise UsageError(f"there are {len(labels)} labels for {len(known)} inputs")
 
     return metrics.combine(reference, quantized, results(), known, why_float)
 
@@ -600,8 +603,12 @@ def read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def _label(labels: Mapping[str, int], file: str) -> int:
+def _label(labels: Mapping[str, int] | Sequence[int], file: str, place: int) -> int:
+    if isinstance(labels, Sequence):
+        if place >= len(labels):
+            raise UsageError(f"there are {len(labels)} labels, and more inputs than that")
+        return labels[place]
     try:
         return labels[Path(file).name]
     except KeyError:
-        raise DataError(file, "has no row in the labels") from None
+        raise DataError(file, "has no label") from None

@@ -95,9 +95,9 @@ def open_samples(
         return data
     items = _Items(inputs, preprocess)
     if isinstance(data, tuple) and len(data) == 2 and _are_labels(data[1], data[0]):
-        return Indexed(_Rows(_rows(data[0], inputs, items), data[1]), items)
+        return Indexed(_Rows(_rows(data[0], inputs), data[1]), items)
     if isinstance(data, Mapping) or _is_array(data):
-        return Indexed(_rows(data, inputs, items), items)
+        return Indexed(_rows(data, inputs), items)
     if isinstance(data, Sequence) and data and all(isinstance(x, str | os.PathLike) for x in data):
         return Dataset.open([Path(file) for file in data], inputs, preprocess)
     if not hasattr(data, "get_next") and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -139,15 +139,18 @@ def as_array(data: Any) -> NDArray[Any]:
     return np.asarray(data)
 
 
-def _rows(data: Any, inputs: Mapping[str, Shape], items: "_Items") -> Any:
+def _rows(data: Any, inputs: Mapping[str, Shape]) -> Any:
     """Return something with a length and an index that has a row of each array."""
     if isinstance(data, Mapping):
-        arrays = {name: as_array(data[name]) for name in data}
-        ranks = {name: len(shape) for name, shape in inputs.items()}
-        counts = {len(array) for name, array in arrays.items() if array.ndim == ranks.get(name, -1)}
-        if len(counts) != 1:  # one input, or something to complain about
-            return [arrays]
-        return _Rows(arrays, None, counts.pop())
+        names = [name for name in data if name in inputs] or list(data)
+        arrays = {name: as_array(data[name]) for name in names}
+        counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+        wanted = [len(inputs[name]) if name in inputs else 0 for name in names]
+        if len(inputs) == len(names) == 1:  # any name will do
+            wanted = [len(shape) for shape in inputs.values()]
+        ranks = [array.ndim for array in arrays.values()]
+        # one input, or something to complain about, is left as it is
+        return _Rows(arrays, None, counts.pop()) if ranks == wanted and len(counts) == 1 else [data]
     array = as_array(data)
     rank = len(next(iter(inputs.values())))
     return array if array.ndim == rank else [array]
