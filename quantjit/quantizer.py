@@ -326,12 +326,8 @@ def solve(
                 solver = solvers.blob_solvers()["minmax" if wanted else method]
                 scales[blob] = _revive(solver.solve(seen))
             dead[blob] = int((seen.absmax == 0).sum())
-    if settings.target == "onnx":
-        scales = onnx_target.share_scales(graph, reasons, scales)
-    elif not settings.compat:
-        scales = _share_scales(graph, reasons, scales)
     return CalibrationTable(
-        scales,
+        settle(graph, reasons, scales, settings),
         {name: reason for name, reason in reasons.items() if reason},
         {blob: count for blob, count in dead.items() if count},
         str(settings),
@@ -361,6 +357,18 @@ def _revive(params: QuantParams) -> QuantParams:
         return params
     step = np.median(params.scale[live]) if live.any() else np.float32(1)
     return QuantParams(np.where(live, params.scale, step), params.zero_point)
+
+
+def settle(
+    graph: Graph, reasons: Mapping[str, str], scales: Mapping[str, QuantParams], settings: Settings
+) -> dict[str, QuantParams]:
+    """Make the scales agree wherever the target copies or compares codes without rescaling.
+
+    reasons: of `choose_nodes`.  In compat mode nothing is done here: `quantize` does it afterwards.
+    """
+    if settings.target == "onnx":
+        return onnx_target.share_scales(graph, reasons, scales)
+    return dict(scales) if settings.compat else _share_scales(graph, reasons, scales)
 
 
 def _share_scales(
