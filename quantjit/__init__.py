@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantjit import explore
+    import quantjit.explore as explore
     from quantjit.api import (
         calibrate,
         load,

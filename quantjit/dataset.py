@@ -97,6 +97,9 @@ class ArraySamples:
     def __init__(self, arrays: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
         self._samples = [Sample(f"input {i}", each) for i, each in enumerate(arrays)]
 
+    def __repr__(self) -> str:
+        return f"ArraySamples({len(self)} inputs)"
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -231,6 +234,9 @@ class Dataset:
         if has_images and len(inputs) == 1:
             check_numbers(preprocess, next(iter(inputs.values())))
         return cls(place, files, inputs, preprocess, max_bad)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self._place)!r}, {len(self)} files)"
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield all samples in order; see `prefetch`."""

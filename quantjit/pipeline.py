@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantjit import calibration as evidence
-from quantjit import formats, metrics, quantizer, solvers, statistics_file
+from quantjit import formats, markup, metrics, quantizer, solvers, statistics_file
 from quantjit import plan as planning
 from quantjit.calibration import (
     Calibration,
@@ -85,6 +85,33 @@ class Quantization:
     notes: tuple[str, ...] = ()
     convergence: Convergence | None = None
     effects: tuple[Effect, ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.paths)) or "not written"
+        found = "not compared" if self.comparison is None else repr(self.comparison)
+        return f"Quantization({names}; {self.table.method}; {found})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("settings", self.table.method),
+            ("float", repr(self.graph)),
+            ("int8", repr(self.quantized)),
+            ("calibration", repr(self.calibration)),
+            ("written", ", ".join(map(str, self.paths)) or "nothing"),
+        ]
+        if self.comparison is not None:
+            facts.append(("comparison", repr(self.comparison)))
+        if self.convergence is not None and self.convergence.inputs:
+            facts.append(("inputs", self.convergence.advice()))
+        for effect in self.effects:
+            kept = "kept" if effect.is_kept else "not kept"
+            facts.append((effect.name, f"{effect.before:.1f} -> {effect.after:.1f} dB, {kept}"))
+        worst = () if self.comparison is None else self.comparison.worst()
+        return markup.table("quantization", ("", ""), facts) + markup.table(
+            "layers that lose the most",
+            ("layer", "op", "lost dB", "SQNR dB"),
+            ((n.name, n.op, round(n.lost, 1), round(n.error.sqnr, 1)) for n in worst),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,10 +133,17 @@ def _are_labels(labels: object, arrays: object) -> bool:
 
 
 def as_array(data: Any) -> NDArray[Any]:
-    """Return an array, tensor (of any device, with or without gradient) or list as an array."""
-    for method in ("detach", "cpu"):
-        data = getattr(data, method, lambda data=data: data)()
-    return np.asarray(data)
+    """Return an array, tensor (of any device, with or without gradient) or list as an array.
+
+    Raises DataError where that cannot be.
+    """
+    try:
+        for method in ("detach", "cpu"):
+            data = getattr(data, method, lambda data=data: data)()
+        return np.asarray(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(data).__name__
+        raise DataError(f"the {kind} of inputs", f"cannot become an array: {error}") from None
 
 
 def _rows(data: Any, inputs: Mapping[str, Shape]) -> Any:
@@ -235,8 +242,8 @@ class _Items:
         label = f"array {key!r}: "
         try:
             array = as_array(given[key])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(name, f"{label}{type(given[key]).__name__}: {error}") from None
+        except DataError as error:
+            raise DataError(name, f"{label}{error.reason}") from None
         shape = self._inputs[key]
         if array.dtype.kind not in "fiub":
             kind = f"{type(given[key]).__name__} of {array.dtype}"

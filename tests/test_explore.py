@@ -71,7 +71,7 @@ def test_what_is_not_there_is_said(results):
         explore.channels(result, "relu_1")
     with pytest.raises(UnsupportedError, match="unknown layer with weights 'pool1'"):
         explore.weights(result, "pool1")
-    with pytest.raises(UnsupportedError, match="unknown blob with a scale 'mean'"):
+    with pytest.raises(UnsupportedError, match="unknown blob with a scale 'nothing'"):
         explore.sweep(result, [], "nothing")
 
 

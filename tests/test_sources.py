@@ -297,8 +297,10 @@ def test_what_does_not_fit_is_named(data, words):
 
 
 def test_more_words():
-    with pytest.raises(DataError, match="array 'data': Tensor: can't convert"):
+    with pytest.raises(DataError, match="array 'data': cannot become an array: can't convert"):
         loaded(sources.open_samples([_Stuck()], ONE))
+    with pytest.raises(DataError, match="the Tensor of inputs: cannot become an array: can't conv"):
+        sources.open_samples(_Stuck(), ONE)
     with pytest.raises(DataError, match=r"holds 1 arrays; the network takes left, right: give a"):
         loaded(sources.open_samples([X[0]], TWO))
     with pytest.raises(DataError, match=r"its arrays have different batch sizes: \[1, 2\]"):
