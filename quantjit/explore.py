@@ -6,8 +6,10 @@ shows as the last value of a cell; they need matplotlib (``pip install 'quantjit
 and `try_threshold` change one scale and measure what it does to the outputs.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -339,15 +341,30 @@ def sweep(
 # ------------------------------------------------------------------ pictures
 
 
-def _figure(width: float = 8.0, height: float = 3.6) -> tuple["Figure", Any]:
-    """Return an empty figure and its axes; it belongs to no window and need not be closed."""
+@cache
+def _picture() -> type["Figure"]:
+    """Return the type of figures that a notebook shows without ``%matplotlib inline``."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
             "plots need matplotlib, which is not installed: pip install 'quantjit[plot]'"
         ) from None
-    figure = Figure(figsize=(width, height), layout="constrained")
+
+    class Picture(Figure):
+        """A figure of no window, which need not be closed."""
+
+        def _repr_png_(self) -> bytes:
+            stream = io.BytesIO()
+            self.savefig(stream, format="png", dpi=110)
+            return stream.getvalue()
+
+    return Picture
+
+
+def _figure(width: float = 8.0, height: float = 3.6) -> tuple["Figure", Any]:
+    """Return an empty figure and its axes."""
+    figure = _picture()(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
