@@ -100,7 +100,7 @@ class Calibration:
     new_images: int = 0
 
     def __repr__(self) -> str:
-        place = f" of {self.source}" if self.source else f" in {self.seconds:.1f} s"
+        place = f" of {self.source}" if self.source else ""
         bad = f", {len(self.nonfinite)} with values left out" if self.nonfinite else ""
         return f"Calibration({self.images} inputs{place}, {len(self.stats)} blobs{bad})"
 

@@ -76,7 +76,7 @@ def test_a_line_each(result):
         assert found == expected
     assert repr(int8).endswith("11 nodes, data 1x3x8x8 -> scores, 10 int8, tnn)")
     assert repr(result.table).startswith("CalibrationTable(12 blobs, 1 nodes float, blobs mse")
-    assert repr(result.calibration).startswith("Calibration(4 inputs in ")
+    assert repr(result.calibration).startswith("Calibration(4 inputs, 12 blobs")
     assert repr(result.comparison).startswith("Comparison(4 inputs, SQNR ")
     assert repr(result.convergence).startswith("Convergence(")
     assert repr(result).startswith("Quantization(not written; blobs mse, weights mse, mix; Compar")
