@@ -313,7 +313,9 @@ def blobs_to_gather(graph: Graph, merge: str) -> dict[str, int]:
     merge: "channel" for rows a channel, which serve every merge type; else one row a blob.
     """
     shapes = infer_shapes(graph)
-    blobs = quantizer.observed_blobs(graph, shapes, Settings(merge="mix"))
+    blobs: dict[str, int] = {}
+    for target in quantizer.TARGETS:  # more layers run in int8 in one than in the other
+        blobs |= quantizer.observed_blobs(graph, shapes, Settings(merge="mix", target=target))
     if merge != "channel":
         return blobs
     return blobs | quantizer.observed_blobs(graph, shapes, Settings(merge="channel"))
