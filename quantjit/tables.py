@@ -17,7 +17,7 @@ from quantjit import onnx_target, solvers
 from quantjit.convergence import Convergence
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph, Node
-from quantjit.metrics import EXACT_SQNR, TOP, Comparison
+from quantjit.metrics import EXACT_SQNR, TOP, Comparison, NodeError
 from quantjit.pipeline import Inspection, Quantization
 from quantjit.quant import QuantParams
 from quantjit.stats import BlobStats, ReferenceStats
@@ -117,6 +117,7 @@ _NODES: Mapping[str, Any] = {
     "cosine": pl.Float64,
     "largest_error": pl.Float64,
     "lost_db": pl.Float64,
+    "added_noise": pl.Float64,
 }
 
 
@@ -124,8 +125,8 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
     """One row a node of the float network, in order of execution.
 
     input_scale, output_scale: steps, the largest where there are several; output_scales: how many.
-    sqnr_db, cosine, largest_error, lost_db: null where the node was not compared, as one that the
-    target merges into another.
+    sqnr_db to added_noise (RMS, over that of the signal): null where the node was not compared, as
+    one that the target merges into another.
     """
     graph, quantized = result.graph, result.quantized
     shapes = infer_shapes(graph)
@@ -153,14 +154,14 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
                 _largest_step(quantized.scales.get(node.inputs[0])) if node.inputs else None,
                 _largest_step(quantized.scales.get(blob)),
                 quantized.scales[blob].scale.size if blob in quantized.scales else 0,
-                *(
-                    (None,) * 4
-                    if error is None
-                    else (error.error.sqnr, error.error.cosine, error.error.largest, error.lost)
-                ),
+                *((None,) * 5 if error is None else _errors(error)),
             )
         )
     return _frame(_NODES, rows)
+
+
+def _errors(node: NodeError) -> tuple[float, ...]:
+    return node.error.sqnr, node.error.cosine, node.error.largest, node.lost, node.noise
 
 
 def _largest_step(params: QuantParams | None) -> float | None:
@@ -222,7 +223,9 @@ class Evidence:
         ends = np.minimum(edges + self.width[:, None], self.absmax[:, None])
         spans = np.maximum(ends - edges, 0)
         above = np.zeros_like(edges)
-        np.divide(ends - thresholds[:, None], spans, out=above, where=spans > 0)
+        # steps are float32: what they miss of the largest value by rounding is no clipping
+        kept = np.where(thresholds > self.absmax * (1 - 1e-6), np.inf, thresholds)
+        np.divide(ends - kept[:, None], spans, out=above, where=spans > 0)
         clipped = (self.counts * np.clip(above, 0, 1)).sum(axis=1)
         share: Floats = np.where(self.values > 0, clipped / np.maximum(self.values, 1), 0.0)
         return share
