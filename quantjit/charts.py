@@ -16,6 +16,7 @@ WIDTH = 360
 _WIDE = 1120  # of the one chart for wide screens
 _LETTER = 6.4  # width of a letter of 11 units, about
 _FLOOR = 1 / 256  # least share that a channel chart tells apart
+_HOG = 2.0  # times the median from which on a channel stands out
 _NAMED = 8  # marks with a title of their own in a chart of many channels
 
 
@@ -302,6 +303,7 @@ def channels(
     base = y_of(_FLOOR)
     ranked = sorted(range(len(shares)), key=lambda index: -shares[index])
     few = len(shares) <= 2 * _NAMED
+    median = sorted(shares)[len(shares) // 2] if shares else 0.0
     named = set(range(len(shares)) if few else ranked[:_NAMED])
     rest = [index for index in range(len(shares)) if index not in named and shares[index] > 0]
     stroke = max(min(step * 0.7, 10), 0.6)
@@ -316,7 +318,7 @@ def channels(
         if shares[index] <= 0:
             continue
         x = left + (index + 0.5) * step
-        kind = "mark stem" if few else "mark stem hog"
+        kind = "mark stem hog" if shares[index] > _HOG * median else "mark stem"
         title = names[index] if names is not None else f"channel {index}"
         mark = (
             f'<path class="{kind}" stroke-width="{stroke:.3g}" '

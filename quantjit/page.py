@@ -148,7 +148,7 @@ def render(
         ("candidates", "Candidates", sections.candidates(frames.get("candidates"))),
         ("layers", "Layers", sections.layers(frames["nodes"], result)),
         ("blobs", "Blobs", sections.blobs(result, frames)),
-        ("weights", "Weights", sections.weights(frames["weights"])),
+        ("weights", "Weights", sections.weights(frames["weights"], result)),
         ("images", "How many images", sections.convergence(result)),
         ("inputs", "Worst inputs", _inputs(result, source.class_names)),
         ("configuration", "Configuration", _configuration(result, settings, source)),
@@ -342,7 +342,7 @@ def _reading(frames: Mapping[str, pl.DataFrame]) -> str:
          f"({verdict.FAIR_AGREEMENT:.0%}); else {verdict.GOOD_SQNR:g} dB at the outputs "
          f"({verdict.FAIR_SQNR:g})"),
         ("Worst layer", "the int8 layer that adds the most noise; more than "
-         f"{verdict.HEAVY_LOSS:g} dB lost that leave less than {verdict.GOOD_SQNR:g} are worth a look"),
+         f"{verdict.HEAVY_LOSS:g} dB lost with under {verdict.GOOD_SQNR:g} left are worth a look"),
         ("Enough images", "95 % of the scales move by less than 1 % while the inputs double"),
     )  # fmt: skip
     files = ", ".join(f"{name}.parquet" for name in frames)

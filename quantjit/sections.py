@@ -20,6 +20,7 @@ LIMITS = verdict.GOOD_SQNR, verdict.FAIR_SQNR
 
 _OPEN = 2  # details that are open from the start
 _WIDE_SPREAD = 8.0  # largest channel over the median one from which a layer's weights are named
+_EXACT = 100.0  # dB from which on weights are called the same
 _TALL = 24  # rows from which on a table scrolls by itself
 
 # ------------------------------------------------------------------ tables
@@ -55,7 +56,7 @@ def table(
             html = breakable(str(text)) if index == 0 else escape(str(text))
             cells.append(f"<{tag}{scope}{right}{sort}>{html}</{tag}>")
         body.append(f"<tr>{''.join(cells)}</tr>")
-    tall = " tall" if len(rows) > 24 else ""
+    tall = " tall" if len(rows) > _TALL else ""
     filtered = f' data-filter="tbody tr" data-noun="{noun}"' if noun else ""
     return (
         f'<div class="scroll{tall}" role="region" tabindex="0" aria-label="{escape(caption)}"'
@@ -75,7 +76,7 @@ def facts(caption: str, rows: Sequence[tuple[str, str]]) -> str:
 
 def breakable(name: str) -> str:
     """Return a name as HTML that may be broken behind its separators."""
-    return re.sub(r"([/_])(?=\w)", r"\1<wbr>", escape(name, quote=False))
+    return re.sub(r"([/_,])(?=\w)", r"\1<wbr>", escape(name, quote=False))
 
 
 def _cell(value: float | None, form: str = "{:.1f}") -> tuple[str, object]:
@@ -146,7 +147,7 @@ def summary(
         )
     tries = ""
     if advice:
-        items = "".join(f"<li>{escape(line)}</li>" for line in verdict.listed(advice))
+        items = "".join(f"<li>{breakable(line)}</li>" for line in verdict.listed(advice))
         tries = f"<h3>What to try, the most promising first</h3><ol>{items}</ol>"
     by_op = (
         nodes.group_by("op", maintain_order=True)
@@ -310,13 +311,13 @@ def blobs(result: Quantization, frames: Mapping[str, pl.DataFrame]) -> str:
         "what each blob method would keep of it (larger values are clipped to it), and how much of "
         "the range each channel uses. The blobs of the worst layers are open.</p>"
     )
-    return intro + _grid("blobs", items)
+    return intro + _grid("blobs", items, " spread")
 
 
-def _grid(noun: str, items: Sequence[str]) -> str:
+def _grid(noun: str, items: Sequence[str], kind: str = "") -> str:
     """Return details that can be filtered."""
     inside = "".join(items)
-    return f'<div class="grid dense" data-filter="details" data-noun="{noun}">{inside}</div>'
+    return f'<div class="grid{kind}" data-filter="details" data-noun="{noun}">{inside}</div>'
 
 
 def _by_blob(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
@@ -333,7 +334,7 @@ def _histogram(blob: str, bins: pl.DataFrame, chosen: pl.DataFrame | None) -> st
             f"{row['method']} (asked for)" if row["used"] else row["method"],
             max(-row["minimum"], row["maximum"]),
             row["clipped_share"],
-            row["method"] == "in the network",
+            row["method"] == tables.IN_NETWORK,
         )
         for row in (() if chosen is None else chosen.iter_rows(named=True))
     ]
@@ -381,7 +382,7 @@ def _channel_figures(blob: str, rows: pl.DataFrame) -> list[str]:
     return []
 
 
-def weights(frame: pl.DataFrame) -> str:
+def weights(frame: pl.DataFrame, result: Quantization) -> str:
     """Return the ranges of the output channels of each layer with weights."""
     if not frame.height:
         return ""
@@ -395,8 +396,8 @@ def weights(frame: pl.DataFrame) -> str:
     items = []
     for place, (node, rows, shares, spread) in enumerate(ranked):
         sqnr = rows["sqnr_db"].drop_nulls()
-        quality = f", rounding {_float(sqnr.median()):.1f} dB" if len(sqnr) else ", float"
-        facts = f"largest of {len(shares)} channels is {spread:.3g} times the median{quality}"
+        quality = _rounding(_float(sqnr.median())) if len(sqnr) else "float"
+        facts = f"largest of {len(shares)} channels is {spread:.3g} times the median; {quality}"
         chart = charts.channels(f"Range of the weights of {node}", shares, "the layer's range")
         caption = "Largest weight of each output channel over that of the layer."
         opened = " open" if place < _OPEN else ""
@@ -410,11 +411,22 @@ def weights(frame: pl.DataFrame) -> str:
         named = breakable(", ".join(wide[:5])) + (" ..." if len(wide) > 5 else "")
         words = (
             f"In {len(wide)} layers one channel is {_WIDE_SPREAD:g} times the median one or more "
-            f"({named}): they need a scale per channel."
+            f"({named}): {_needs_channels(result)}."
         )
     what = "Which output channels hog the range of the weights, the widest layers first."
     intro = f"<p>{what} {words}</p>"
     return intro + _grid("layers", items)
+
+
+def _rounding(sqnr: float) -> str:
+    return f"rounded to {sqnr:.1f} dB" if sqnr < _EXACT else "its codes are exact"
+
+
+def _needs_channels(result: Quantization) -> str:
+    sizes = [node.quant.weight_scale.size for node in result.quantized.nodes if node.quant]
+    if max(sizes, default=0) > 1:
+        return "no harm here, where each channel has its own scale"
+    return "these need a scale for each channel, -t 1"
 
 
 def convergence(result: Quantization) -> str:
