@@ -186,7 +186,7 @@ class Evidence:
     """What was seen of a blob; every array has a row a channel, or one for the whole tensor.
 
     counts: magnitudes by bins that are `width` real units wide; values: how many there were.
-    mean, std, zero_share: NaN where the statistics are those of TNN's tool.
+    mean, std, zero_share: NaN where the statistics are those of TNN's tool, which has no zeros.
     """
 
     minimum: Floats
@@ -242,9 +242,7 @@ class Evidence:
         ends = np.minimum(edges + self.width[:, None], self.absmax[:, None])
         spans = np.maximum(ends - edges, 0)
         above = np.zeros_like(edges)
-        # steps are float32: what they miss of the largest value by rounding is no clipping
-        kept = np.where(thresholds > self.absmax * (1 - 1e-6), np.inf, thresholds)
-        np.divide(ends - kept[:, None], spans, out=above, where=spans > 0)
+        np.divide(ends - thresholds[:, None], spans, out=above, where=spans > 0)
         clipped = (self.counts * np.clip(above, 0, 1)).sum(axis=1)
         share: Floats = np.where(self.values > 0, clipped / np.maximum(self.values, 1), 0.0)
         return share
@@ -285,7 +283,7 @@ def solvers_frame(result: Quantization, method: str | None = None) -> pl.DataFra
 
     The row IN_NETWORK is what the int8 network has, the widest of its channels; `method`
     names the one that was asked for.  minimum, maximum: kept range in real units.  clipped_share:
-    of the values.
+    of the values, those more than half a step beyond it.
     """
     rows: list[tuple[Any, ...]] = []
     code = lowest_code(result.quantized)
@@ -307,8 +305,8 @@ def _choice(params: QuantParams, evidence: Evidence, code: int) -> tuple[Any, ..
     """Return scale, zero point, range and clipped share of a choice, its widest scale."""
     low, high = kept_range(params, code)
     widest = int(np.argmax(high - low))
-    _, _, threshold = _steps(params, evidence.values.size, code)
-    clipped = (evidence.clipped_share(threshold) * evidence.values).sum()
+    scale, _, threshold = _steps(params, evidence.values.size, code)
+    clipped = (evidence.clipped_share(threshold + scale / 2) * evidence.values).sum()
     return (
         float(params.scale[widest]),
         int(params.zero_point[widest]),
@@ -382,7 +380,8 @@ def channels_frame(result: Quantization) -> pl.DataFrame:
 
     seen_in: "calibration", or "verification" for the channels of a blob whose statistics were
     gathered for the whole tensor.  minimum to zero_share: of the float network.  threshold: the
-    largest magnitude that the codes reach.  clipped_share: of the calibration's values.  dead: was
+    largest magnitude that the codes reach.  clipped_share: of the calibration's values, those more
+    than half a step beyond it.  dead: was
     never anything but 0.
     """
     rows: list[tuple[Any, ...]] = []
@@ -391,7 +390,7 @@ def channels_frame(result: Quantization) -> pl.DataFrame:
         evidence = Evidence.of(seen)
         count = seen.channels
         steps = _steps(scales.get(blob), count, code)
-        clipped = evidence.clipped_share(np.nan_to_num(steps[2], nan=np.inf))
+        clipped = evidence.clipped_share(np.nan_to_num(steps[2] + steps[0] / 2, nan=np.inf))
         dead = evidence.absmax == 0
         seen_values = zip(
             evidence.minimum,
