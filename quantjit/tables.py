@@ -620,7 +620,7 @@ def frames(
     }
     if result.comparison is not None:
         found["inputs"] = inputs_frame(result.comparison)
-    if result.convergence is not None:
+    if result.convergence is not None and result.convergence.inputs:
         found["convergence"] = convergence_frame(result.convergence)
     if result.effects:
         found["passes"] = effects_frame(result)

@@ -36,6 +36,7 @@ FEW_IMAGES = 50
 HEAVY_LOSS = 6.0
 """dB that a layer may lose against its own inputs: beyond it, more than a bit of the signal."""
 
+_ROUNDING = 1e-9  # of shares that are differences
 _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
 _RARELY_RIGHT = 0.1  # top-1 of float under which the preprocessing is doubted
 
@@ -72,6 +73,7 @@ def grade(comparison: Comparison) -> int:
         good, fair, found = -GOOD_LOSS, -FAIR_LOSS, int8_top1 - float_top1
     else:
         good, fair, found = GOOD_AGREEMENT, FAIR_AGREEMENT, comparison.agreement
+    found += _ROUNDING
     return int(found < good) + int(found < fair)
 
 
