@@ -16,24 +16,25 @@ WIDTH = 360
 _WIDE = 1120  # of the one chart for wide screens
 _LETTER = 6.4  # width of a letter of 11 units, about
 _FLOOR = 1 / 256  # least share that a channel chart tells apart
+_HOG = 2.0  # times the median from which on a channel stands out
 _NAMED = 8  # marks with a title of their own in a chart of many channels
 
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """What the error plots show of a layer: sqnr and lost in dB, None where not compared."""
+    """What the error plots show of a layer: sqnr in dB; noise that it adds, over its signal."""
 
     name: str
     op: str
     is_int8: bool
     sqnr: float
-    lost: float
+    noise: float
 
     @property
     def title(self) -> str:
         """Return the words of its mark."""
         kind = "int8" if self.is_int8 else "float"
-        words = f"SQNR {self.sqnr:.1f} dB, {self.lost:.1f} dB lost here"
+        words = f"SQNR {self.sqnr:.1f} dB, adds noise of {self.noise:.2%} of its signal"
         return f"{self.name} ({self.op}, {kind}): {words}"
 
 
@@ -115,12 +116,12 @@ def _reach(layers: Sequence[LayerError], limits: tuple[float, float]) -> tuple[f
 def error_columns(
     layers: Sequence[LayerError], limits: tuple[float, float], labelled: Sequence[str]
 ) -> str:
-    """SQNR after every layer in order of execution, and what each lost; for wide screens.
+    """SQNR after every layer in order of execution, and the noise each adds; for wide screens.
 
     limits: SQNR from which on a layer is good, and fair.  labelled: names of layers to write out,
     five at most are.
     """
-    left, right, top, middle, foot = 48, 12, 92, 200, 90
+    left, right, top, middle, foot = 48, 12, 92.0, 200.0, 90.0
     low, high = _reach(layers, limits)
     height = top + middle + 28 + foot + 34
     step = (_WIDE - left - right) / max(len(layers), 1)
@@ -145,7 +146,7 @@ def error_columns(
     chosen = sorted(places[name] for name in labelled[:5] if name in places)
     for level, index in enumerate(chosen):
         layer = layers[index]
-        words = f"{shorten(layer.name, 40)} -{layer.lost:.1f} dB"
+        words = f"{shorten(layer.name, 44)} +{layer.noise:.1%}"
         at_end = x_of(index) + len(words) * _LETTER > _WIDE - right
         y = 14 + 15 * level
         parts.append(_line(x_of(index), y + 3, x_of(index), y_of(layer.sqnr) - 5, "leader"))
@@ -159,14 +160,14 @@ def error_columns(
         )
         parts.append(_titled(dot, layer.title))
     base = top + middle + 28 + foot
-    most = max([1.0, *(layer.lost for layer in layers if layer.lost < 100)])
+    most = max([0.01, *(layer.noise for layer in layers if layer.noise < 1)])
     for tick in _ticks(0, most, 3):
-        y = base - tick / most * foot
-        parts.append(_line(left, y, _WIDE - right, y, "grid"))
-        parts.append(_text(left - 6, y + 4, f"{tick:g}", "tick", "end"))
-    parts.append(_text(0, base - foot - 9, "lost in this layer, dB", "tick"))
+        at = base - tick / most * foot
+        parts.append(_line(left, at, _WIDE - right, at, "grid"))
+        parts.append(_text(left - 6, at + 4, f"{100 * tick:.3g} %", "tick", "end"))
+    parts.append(_text(0, base - foot - 9, "noise added by this layer, of its signal", "tick"))
     for index, layer in enumerate(layers):
-        tall = min(max(layer.lost, 0), most) / most * foot
+        tall = min(layer.noise, most) / most * foot
         bar = _rect(x_of(index) - step * 0.35, base - tall, step * 0.7, tall, "mark lost")
         parts.append(_titled(bar, layer.title))
     parts.append(_line(left, base, _WIDE - right, base))
@@ -214,6 +215,14 @@ class Choice:
     is_used: bool = False
 
 
+def _clipped(share: float) -> str:
+    """Return what a share of clipped values is called."""
+    if share <= 0:
+        return "nothing clipped"
+    least = 1e-5
+    return f"{100 * share:.2g} % clipped" if share >= least else f"under {100 * least:g} % clipped"
+
+
 def histogram(
     name: str, edges: Sequence[float], counts: Sequence[float], choices: Sequence[Choice]
 ) -> str:
@@ -247,10 +256,10 @@ def histogram(
         )
         parts.append(_titled(bar, f"{number(low)} to {number(high)}: {count:.4g} values"))
     parts.append(_line(left, base, WIDTH - 8, base))
-    ticks = [tick for tick in _ticks(0, reach, 4) if x_of(tick) < WIDTH - 20 or tick == 0]
-    for tick in ticks:
+    for tick in _ticks(0, reach, 4):
+        anchor = "end" if x_of(tick) > WIDTH - 24 else "middle"
         parts.append(_line(x_of(tick), base, x_of(tick), base + 4))
-        parts.append(_text(x_of(tick), base + 16, number(tick), "tick", "middle"))
+        parts.append(_text(x_of(tick), base + 16, number(tick), "tick", anchor))
     for each in choices:
         if each.is_used and each.threshold <= reach:
             at = x_of(each.threshold)
@@ -258,7 +267,7 @@ def histogram(
     y = base + 34
     for each in choices:
         kind = "mark kept used" if each.is_used else "mark kept"
-        clipped = f"{100 * each.clipped:.2g} % clipped" if each.clipped > 0 else "nothing clipped"
+        clipped = _clipped(each.clipped)
         words = f"{each.name}: {number(each.threshold)}, {clipped}"
         parts.append(_text(left, y, words, "label used" if each.is_used else "label"))
         bar = _rect(left, y + 3, x_of(each.threshold) - left, 3, kind)
@@ -275,7 +284,7 @@ def channels(
     shares: largest magnitude of each channel over the end of the range; 0 marks a dead channel.
     unit: what the range is of, in words.  names: title of each channel.
     """
-    left, top, plot = 40, 12, 120
+    left, top, plot = 40, 12, 120.0
     width = WIDTH - left - 8
     step = width / max(len(shares), 1)
     span = -math.log2(_FLOOR)
@@ -294,6 +303,7 @@ def channels(
     base = y_of(_FLOOR)
     ranked = sorted(range(len(shares)), key=lambda index: -shares[index])
     few = len(shares) <= 2 * _NAMED
+    median = sorted(shares)[len(shares) // 2] if shares else 0.0
     named = set(range(len(shares)) if few else ranked[:_NAMED])
     rest = [index for index in range(len(shares)) if index not in named and shares[index] > 0]
     stroke = max(min(step * 0.7, 10), 0.6)
@@ -308,7 +318,7 @@ def channels(
         if shares[index] <= 0:
             continue
         x = left + (index + 0.5) * step
-        kind = "mark stem" if few else "mark stem hog"
+        kind = "mark stem hog" if shares[index] > _HOG * median else "mark stem"
         title = names[index] if names is not None else f"channel {index}"
         mark = (
             f'<path class="{kind}" stroke-width="{stroke:.3g}" '

@@ -232,10 +232,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
         given.activations,
         given.passes,
     )
-    if given.report:
-        from quantjit import page
-
-        page.check(given.report)
+    source = _source(given, given.report) if given.report else None
     with Progress(quiet=given.quiet) as progress:
         result = run(
             given.proto,
@@ -258,8 +255,11 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             float_fallback=given.float_fallback,
             detail=given.report is not None,
         )
-    if given.report:
-        page.write(given.report, result, settings, source=_source(given))
+    written = None
+    if source is not None:
+        from quantjit import page
+
+        written, *_ = page.write(given.report, result, settings, source=source)
     if given.table:
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
@@ -267,7 +267,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
     if given.convergence and result.convergence:
         report.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
-        report.print_quantization(_console(), result, settings)
+        report.print_quantization(_console(), result, settings, written)
     return _gate(result.comparison, given.min_sqnr)
 
 
@@ -356,8 +356,7 @@ def _report(argv: Sequence[str]) -> int:
     solves_only = any(word.partition("=")[0] == "--stats" for word in argv)
     need = ("proto", "quantized_proto", *(() if solves_only else ("input_path",)))
     given = _parse("report", ReportOptions, argv, need, "", ("-p", "--quantized-proto"))
-    page.check(given.output)
-    source = _source(given)
+    source = _source(given, given.output)
     with Progress(quiet=given.quiet) as progress:
         result = examine(
             (given.proto, given.model),
@@ -382,11 +381,12 @@ def _report(argv: Sequence[str]) -> int:
     return _gate(result.comparison, given.min_sqnr)
 
 
-def _source(given: Any) -> Any:
-    """Return what a report says of the models and inputs."""
+def _source(given: Any, folder: Path) -> Any:
+    """Return what a report says of the models and inputs; errors before there is work done."""
     from quantjit.formats import files_of
-    from quantjit.page import Source, read_class_names
+    from quantjit.page import Source, check, read_class_names
 
+    check(folder)
     return Source(
         given.proto.stem,
         files_of(given.proto, given.model),

@@ -54,6 +54,15 @@ class NodeError:
     lost: float
     why_float: str = ""
 
+    @property
+    def noise(self) -> float:
+        """Noise that this node adds, over its signal (both RMS); 0 if it adds none.
+
+        What is lost where next to nothing was wrong before, 10 dB of 60 say, is next to nothing.
+        """
+        before = self.error.sqnr + self.lost
+        return math.sqrt(max(10 ** (-self.error.sqnr / 10) - 10 ** (-before / 10), 0.0))
+
 
 @dataclass(frozen=True, slots=True)
 class InputError:
@@ -145,8 +154,8 @@ class Comparison:
         )
 
     def worst(self, count: int = 5) -> list[NodeError]:
-        """Return the int8 nodes that lose the most against their own inputs, worst first."""
-        ranked = sorted((node for node in self.nodes if node.is_int8), key=lambda node: -node.lost)
+        """Return the int8 nodes that add the most noise to their signal, worst first."""
+        ranked = sorted((node for node in self.nodes if node.is_int8), key=lambda node: -node.noise)
         return ranked[:count]
 
     def worst_inputs(self, count: int = 8) -> list[InputError]:

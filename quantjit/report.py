@@ -106,8 +106,10 @@ def plan_text(plan: Plan) -> str:
     )
 
 
-def print_quantization(console: Console, result: Quantization, settings: Settings) -> None:
-    """Print what was done, how good it is, the worst nodes and what to try."""
+def print_quantization(
+    console: Console, result: Quantization, settings: Settings, page: Path | None = None
+) -> None:
+    """Print what was done, how good it is, the worst nodes and what to try; page: of its report."""
     calibration, table = result.calibration, result.table
     if calibration.work is None:
         rate = f"{calibration.images} inputs, from {calibration.source}"
@@ -135,6 +137,8 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
             f"({result.source_bytes / max(result.target_bytes, 1):.1f}x smaller)",
         )
     )
+    if page is not None:
+        rows.append(("report", str(page)))
     if result.comparison is None and calibration.source:
         rows.append(("verified", "no: give sample inputs with -i"))
     _print_rows(console, rows)

@@ -17,10 +17,13 @@ from quantjit import onnx_target, solvers
 from quantjit.convergence import Convergence
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph, Node
-from quantjit.metrics import EXACT_SQNR, TOP, Comparison
+from quantjit.metrics import EXACT_SQNR, TOP, Comparison, NodeError
 from quantjit.pipeline import Inspection, Quantization
 from quantjit.quant import QuantParams
 from quantjit.stats import BlobStats, ReferenceStats
+
+IN_NETWORK = "in the network"
+"""In place of a method: what the int8 network has."""
 
 BINS = 64
 """Bins of the histograms of a report, over the whole range of magnitudes of a blob."""
@@ -117,6 +120,7 @@ _NODES: Mapping[str, Any] = {
     "cosine": pl.Float64,
     "largest_error": pl.Float64,
     "lost_db": pl.Float64,
+    "added_noise": pl.Float64,
 }
 
 
@@ -124,8 +128,8 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
     """One row a node of the float network, in order of execution.
 
     input_scale, output_scale: steps, the largest where there are several; output_scales: how many.
-    sqnr_db, cosine, largest_error, lost_db: null where the node was not compared, as one that the
-    target merges into another.
+    sqnr_db to added_noise (RMS, over that of the signal): null where the node was not compared, as
+    one that the target merges into another.
     """
     graph, quantized = result.graph, result.quantized
     shapes = infer_shapes(graph)
@@ -153,14 +157,14 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
                 _largest_step(quantized.scales.get(node.inputs[0])) if node.inputs else None,
                 _largest_step(quantized.scales.get(blob)),
                 quantized.scales[blob].scale.size if blob in quantized.scales else 0,
-                *(
-                    (None,) * 4
-                    if error is None
-                    else (error.error.sqnr, error.error.cosine, error.error.largest, error.lost)
-                ),
+                *((None,) * 5 if error is None else _errors(error)),
             )
         )
     return _frame(_NODES, rows)
+
+
+def _errors(node: NodeError) -> tuple[float, ...]:
+    return node.error.sqnr, node.error.cosine, node.error.largest, node.lost, node.noise
 
 
 def _largest_step(params: QuantParams | None) -> float | None:
@@ -182,7 +186,7 @@ class Evidence:
     """What was seen of a blob; every array has a row a channel, or one for the whole tensor.
 
     counts: magnitudes by bins that are `width` real units wide; values: how many there were.
-    mean, std, zero_share: NaN where the statistics are those of TNN's tool.
+    mean, std, zero_share: NaN where the statistics are those of TNN's tool, which has no zeros.
     """
 
     minimum: Floats
@@ -212,6 +216,22 @@ class Evidence:
         """Largest magnitude, float64 (rows,)."""
         largest = np.maximum(np.abs(self.minimum), np.abs(self.maximum))
         return np.where(np.isfinite(largest), largest, 0.0)
+
+    def below(self, magnitudes: Floats) -> Floats:
+        """Return how many values of all rows are below each magnitude, but for zeros.
+
+        Values of a bin are taken to lie evenly over it, of the last one up to the largest.
+        """
+        found = np.zeros_like(magnitudes)
+        for counts, width, largest in zip(self.counts, self.width, self.absmax, strict=True):
+            used = int(np.flatnonzero(counts).max(initial=-1)) + 1
+            if not used or not width:
+                continue
+            ends = np.arange(used + 1) * width
+            ends[-1] = max(largest, ends[-2])
+            totals = np.concatenate([[0.0], np.cumsum(counts[:used], dtype=np.float64)])
+            found += np.interp(magnitudes, ends, totals)
+        return found
 
     def clipped_share(self, thresholds: Floats) -> Floats:
         """Share of the values whose magnitude is above a threshold a row, float64 (rows,).
@@ -261,37 +281,39 @@ _SOLVERS: Mapping[str, Any] = {
 def solvers_frame(result: Quantization, method: str | None = None) -> pl.DataFrame:
     """One row a blob and blob method: what that method would choose for the whole tensor.
 
-    The row "in the network" is what the int8 network has, the widest of its channels; `method`
+    The row IN_NETWORK is what the int8 network has, the widest of its channels; `method`
     names the one that was asked for.  minimum, maximum: kept range in real units.  clipped_share:
-    of the values.
+    of the values, those more than half a step beyond it.
     """
     rows: list[tuple[Any, ...]] = []
     code = lowest_code(result.quantized)
     for blob, seen in result.calibration.stats.items():
-        tensor = whole(seen)
-        if tensor is None or (isinstance(tensor, BlobStats) and tensor.is_empty):
+        if isinstance(seen, BlobStats) and seen.is_empty:
             continue
-        evidence = Evidence.of(tensor)
-        chosen = dict(_choices(tensor, blob, result))
+        tensor = whole(seen)
+        if tensor is not None:
+            evidence = Evidence.of(tensor)
+            for name, params in _choices(tensor, blob, result):
+                rows.append((blob, name, name == method, *_choice(params, evidence, code)))
         if blob in result.quantized.scales:
-            chosen["in the network"] = result.quantized.scales[blob]
-        for name, params in chosen.items():
-            low, high = (each for each in kept_range(params, code))
-            widest = int(np.argmax(high - low))
-            kept = np.array([max(-low[widest], high[widest])])
-            rows.append(
-                (
-                    blob,
-                    name,
-                    name == method,
-                    float(params.scale[widest]),
-                    int(params.zero_point[widest]),
-                    float(low[widest]),
-                    float(high[widest]),
-                    float(evidence.clipped_share(kept)[0]),
-                )
-            )
+            chosen = _choice(result.quantized.scales[blob], Evidence.of(seen), code)
+            rows.append((blob, IN_NETWORK, False, *chosen))
     return _frame(_SOLVERS, rows)
+
+
+def _choice(params: QuantParams, evidence: Evidence, code: int) -> tuple[Any, ...]:
+    """Return scale, zero point, range and clipped share of a choice, its widest scale."""
+    low, high = kept_range(params, code)
+    widest = int(np.argmax(high - low))
+    scale, _, threshold = _steps(params, evidence.values.size, code)
+    clipped = (evidence.clipped_share(threshold + scale / 2) * evidence.values).sum()
+    return (
+        float(params.scale[widest]),
+        int(params.zero_point[widest]),
+        float(low[widest]),
+        float(high[widest]),
+        float(clipped / max(evidence.values.sum(), 1)),
+    )
 
 
 def _choices(
@@ -325,21 +347,13 @@ def histograms_frame(result: Quantization, bins: int = BINS) -> pl.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for blob, seen in result.calibration.stats.items():
-        tensor = whole(seen)
-        evidence = None if tensor is None else Evidence.of(tensor)
-        if evidence is None or evidence.absmax[0] == 0:
+        evidence = Evidence.of(whole(seen) or seen)
+        largest = float(evidence.absmax.max(initial=0.0))
+        if largest == 0:
             continue
-        edges = np.linspace(0, evidence.absmax[0], bins + 1)
-        fine = np.arange(evidence.counts.shape[1] + 1) * evidence.width[0]
-        fine[-1] = max(fine[-1], edges[-1])
-        last = int(np.searchsorted(fine, edges[-1], side="left"))
-        fine = np.append(fine[:last], edges[-1])
-        below = np.concatenate([[0.0], np.cumsum(evidence.counts[0])[: last - 1]])
-        below = np.append(below, evidence.counts[0].sum())
-        counts = np.diff(np.interp(edges, fine, below))
-        rows += zip(
-            [blob] * bins, edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True
-        )
+        edges = np.linspace(0, largest, bins + 1)
+        counts = np.diff(evidence.below(edges)).tolist()
+        rows += zip([blob] * bins, edges[:-1].tolist(), edges[1:].tolist(), counts, strict=True)
     return _frame(_HISTOGRAMS, rows)
 
 
@@ -366,7 +380,8 @@ def channels_frame(result: Quantization) -> pl.DataFrame:
 
     seen_in: "calibration", or "verification" for the channels of a blob whose statistics were
     gathered for the whole tensor.  minimum to zero_share: of the float network.  threshold: the
-    largest magnitude that the codes reach.  clipped_share: of the calibration's values.  dead: was
+    largest magnitude that the codes reach.  clipped_share: of the calibration's values, those more
+    than half a step beyond it.  dead: was
     never anything but 0.
     """
     rows: list[tuple[Any, ...]] = []
@@ -375,7 +390,7 @@ def channels_frame(result: Quantization) -> pl.DataFrame:
         evidence = Evidence.of(seen)
         count = seen.channels
         steps = _steps(scales.get(blob), count, code)
-        clipped = evidence.clipped_share(np.nan_to_num(steps[2], nan=np.inf))
+        clipped = evidence.clipped_share(np.nan_to_num(steps[2] + steps[0] / 2, nan=np.inf))
         dead = evidence.absmax == 0
         seen_values = zip(
             evidence.minimum,
@@ -605,7 +620,7 @@ def frames(
     }
     if result.comparison is not None:
         found["inputs"] = inputs_frame(result.comparison)
-    if result.convergence is not None:
+    if result.convergence is not None and result.convergence.inputs:
         found["convergence"] = convergence_frame(result.convergence)
     if result.effects:
         found["passes"] = effects_frame(result)

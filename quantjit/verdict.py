@@ -36,6 +36,7 @@ FEW_IMAGES = 50
 HEAVY_LOSS = 6.0
 """dB that a layer may lose against its own inputs: beyond it, more than a bit of the signal."""
 
+_ROUNDING = 1e-9  # of shares that are differences
 _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
 _RARELY_RIGHT = 0.1  # top-1 of float under which the preprocessing is doubted
 
@@ -72,6 +73,7 @@ def grade(comparison: Comparison) -> int:
         good, fair, found = -GOOD_LOSS, -FAIR_LOSS, int8_top1 - float_top1
     else:
         good, fair, found = GOOD_AGREEMENT, FAIR_AGREEMENT, comparison.agreement
+    found += _ROUNDING
     return int(found < good) + int(found < fair)
 
 
@@ -101,7 +103,7 @@ def remedies(
     if grade(comparison):
         if settings is not None:
             advice += _other_settings(settings)
-        advice.append("let quantjit measure every method and pass: quantjit tune")
+        advice.append("measure what suits this network best: quantjit tune")
         heavy = heavy_nodes(comparison)
         if heavy:
             names = ",".join(node.name for node in heavy)
@@ -126,7 +128,9 @@ def _other_settings(settings: Settings) -> list[str]:
     if settings.compat:
         advice.append("leave out --compat tnn")
     elif set(settings.passes) != set(PASSES):
-        advice.append(f"try the passes ({', '.join(PASSES)}), kept where they help: --passes all")
+        advice.append(
+            f"try the passes: --passes all ({', '.join(PASSES)}; each kept only where it helps)"
+        )
     if "mse" not in (settings.blob_method, settings.weight_method) and not settings.compat:
         advice.append("choose steps by least squared error: -b mse -w mse")
     if settings.merge == "mix" and settings.target == "tnn":
@@ -173,22 +177,16 @@ def _is_safe(comparison: Comparison | None) -> Answer:
     if comparison is None:
         return Answer(question, None, "Not known", "Nothing was compared: give inputs with -i.")
     found = grade(comparison)
-    short = ("Yes", "Perhaps: check it on your own metric", "No")[found]
-    facts = f"its outputs are {comparison.sqnr:.1f} dB SQNR from float"
+    short = ("Yes", "Perhaps: check your own metric", "No")[found]
+    facts = f"{comparison.sqnr:.1f} dB SQNR at the outputs"
     if comparison.agreement is not None:
-        facts += f" and its top-1 is the same for {comparison.agreement:.1%}"
-    facts += (
-        f" of {_count(comparison.images, 'input')}"
-        if comparison.agreement is not None
-        else (f" over {_count(comparison.images, 'input')}")
-    )
+        facts += f" and the same top-1 for {comparison.agreement:.1%}"
+    facts += f" of {_count(comparison.images, 'input')}"
     if comparison.float_top1 is not None and comparison.int8_top1 is not None:
-        points = 100 * (comparison.int8_top1 - comparison.float_top1)
-        facts += f"; {comparison.int8_top1:.2%} are right, {points:+.2f} points against float"
-    text = f"Int8 is {('close to float', 'usable', 'poor')[found]}: {facts}."
-    if comparison.images < MANY_IMAGES:
-        text += f" Judged by SQNR: under {MANY_IMAGES} inputs a share of them says little."
-    return Answer(question, found, short, text)
+        facts += f" (right: float {comparison.float_top1:.2%}, int8 {comparison.int8_top1:.2%})"
+    few = "; with so few inputs SQNR decides" if comparison.images < MANY_IMAGES else ""
+    words = ("Int8 is close to float", "Int8 is usable", "Int8 is poor")[found]
+    return Answer(question, found, short, f"{words}: {facts}{few}.")
 
 
 def _worst_layer(comparison: Comparison | None) -> Answer:
@@ -197,21 +195,14 @@ def _worst_layer(comparison: Comparison | None) -> Answer:
     if not worst:
         return Answer(question, None, "Not known", "No int8 layer was compared.")
     node = worst[0]
-    found = 0 if node.lost <= HEAVY_LOSS or node.error.sqnr >= GOOD_SQNR else 1
-    harm = (
-        "which its signal can bear"
-        if not found
-        else f"more than the {HEAVY_LOSS:g} dB that are worth a look"
+    after, before = node.error.sqnr, node.error.sqnr + node.lost
+    is_heavy = node.lost > HEAVY_LOSS and after < GOOD_SQNR
+    found = int(is_heavy) + int(is_heavy and after < FAIR_SQNR)
+    text = (
+        f"This {node.op.replace('_', ' ')} adds the most noise, {node.noise:.1%} of its signal: "
+        f"from {before:.1f} to {after:.1f} dB SQNR."
     )
-    if found and node.error.sqnr < FAIR_SQNR:
-        found = 2
-    return Answer(
-        question,
-        found,
-        node.name,
-        f"This {node.op.replace('_', ' ')} loses {node.lost:.1f} dB against its own inputs and "
-        f"leaves {node.error.sqnr:.1f} dB, {harm}.",
-    )
+    return Answer(question, found, node.name, text)
 
 
 def _what_to_try(
