@@ -117,6 +117,34 @@ class ArraySamples:
             raise DataError("inputs", "there are none")
 
 
+class Collected:
+    """Samples that were read before, under the names of their files."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def load(self, index: int) -> Sequence[Sample]:
+        """Return the sample."""
+        return self._samples[index : index + 1]
+
+    def skip(self, error: DataError) -> None:
+        """Nothing in memory is unreadable."""
+        raise error
+
+    def check(self) -> None:
+        """Raise DataError if there are no samples."""
+        if not self._samples:
+            raise DataError("inputs", "there are none")
+
+
+def rank(name: str) -> bytes:
+    """Return what a name is ordered by where files are chosen: the same on every machine."""
+    return hashlib.sha256(os.fsencode(name)).digest()
+
+
 def parse_numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of "104, 117, 123", "1/128" or "1e-3"; ValueError says what is wrong."""
     numbers = []
@@ -256,6 +284,33 @@ class Dataset:
         count = min(count, len(usable))
         chosen = [usable[index * len(usable) // count] for index in range(count)]
         return Dataset(self._place, chosen, self._inputs, self._preprocess, self._max_bad)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of one input as tensors."""
+        return sum(4 * math.prod(shape) for shape in self._inputs.values())
+
+    def divided(
+        self, held_out: int, among: Sequence[Path] | None = None
+    ) -> tuple["Dataset", "Dataset"]:
+        """Return the rest and so many files that `rank` puts first, each in the order of files.
+
+        among: the files to choose from, by default all.  Which ones are chosen depends on their
+        names only.  Either part may use up what `max_bad` allows.
+        """
+        eligible = self.files if among is None else among
+        ranked = sorted(eligible, key=lambda file: (rank(file.name), os.fsencode(file)))
+        chosen = frozenset(ranked[:held_out])
+        parts = (
+            [file for file in self.files if file not in chosen],
+            [*filter(chosen.__contains__, self.files)],
+        )
+        shares = (min(1.0, self._max_bad * len(self) / max(len(part), 1)) for part in parts)
+        rest, kept = (
+            Dataset(self._place, part, self._inputs, self._preprocess, share)
+            for part, share in zip(parts, shares, strict=True)
+        )
+        return rest, kept
 
     def shard(self, number: int, count: int) -> "Dataset":
         """Return every `count`-th file, from the `number`-th on: 1 is the first shard.

@@ -13,9 +13,10 @@ weights and biases.  Two modes share the code:
 For ONNX, `quantjit.onnx_target` has the choices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from quantjit.graph import Graph, Node, readonly
 from quantjit.ops import Shape
 from quantjit.passes.lower import fuses_with_add
 from quantjit.quant import NodeQuant, QuantParams
-from quantjit.solvers import BlobSolver, WeightSolver
+from quantjit.solvers import BlobSolver, WeightCodes, WeightSolver
 from quantjit.stats import BlobStats, ReferenceStats
 from quantjit.table import CalibrationTable
 
@@ -298,14 +299,46 @@ def _per_tensor_blobs(
 # ------------------------------------------------------------------ scales of blobs
 
 
+class Memo:
+    """What was solved already: share one between the settings of one network and one evidence.
+
+    weight_bytes: codes of weights are kept up to so many bytes.  Results do not depend on it.
+    """
+
+    def __init__(self, weight_bytes: int = 2**28) -> None:
+        self._blobs: dict[tuple[object, ...], QuantParams] = {}
+        self._weights: dict[tuple[object, ...], WeightCodes] = {}
+        self._left = weight_bytes
+
+    def blob(self, key: tuple[object, ...], make: Callable[[], QuantParams]) -> QuantParams:
+        """Return the scales of this key, made at its first use."""
+        if key not in self._blobs:
+            self._blobs[key] = make()
+        return self._blobs[key]
+
+    def weights(self, key: tuple[object, ...], make: Callable[[], WeightCodes]) -> WeightCodes:
+        """Return the codes of this key, made at its first use or whenever there is no room."""
+        found = self._weights.get(key)
+        if found is None:
+            found = make()
+            if found.codes.nbytes <= self._left:
+                self._left -= found.codes.nbytes
+                self._weights[key] = found
+        return found
+
+
 def solve(
-    graph: Graph, stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats], settings: Settings
+    graph: Graph,
+    stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats],
+    settings: Settings,
+    memo: Memo | None = None,
 ) -> CalibrationTable:
     """Decide the scale of every blob that an int8 node touches.
 
     graph: with its activations fused.  stats: of `observed_blobs`, BlobStats or, in compat mode,
     ReferenceStats with their histograms.  Raises CalibrationError naming the blob.
     """
+    memo = memo or Memo(0)
     reasons = choose_nodes(graph, settings)
     inputs = {blob.name for blob in graph.inputs}
     scales: dict[str, QuantParams] = {}
@@ -318,13 +351,12 @@ def solve(
         else:
             if seen.is_empty:
                 raise CalibrationError(blob, "no finite value was seen")
-            if settings.target == "onnx":
-                solver = solvers.blob_solvers()[method]
-                scales[blob] = onnx_target.blob_scale(seen, solver, symmetric=settings.symmetric)
-            else:
-                wanted = _needs_symmetric(graph, blob, settings)
-                solver = solvers.blob_solvers()["minmax" if wanted else method]
-                scales[blob] = _revive(solver.solve(seen))
+            if settings.target == "tnn" and _needs_symmetric(graph, blob, settings):
+                method = "minmax"
+            scales[blob] = memo.blob(
+                (blob, seen.channels, method, settings.target, settings.symmetric),
+                partial(_blob_scale, seen, method, settings),
+            )
             dead[blob] = int((seen.absmax == 0).sum())
     return CalibrationTable(
         settle(graph, reasons, scales, settings),
@@ -332,6 +364,13 @@ def solve(
         {blob: count for blob, count in dead.items() if count},
         str(settings),
     )
+
+
+def _blob_scale(seen: BlobStats, method: str, settings: Settings) -> QuantParams:
+    solver = solvers.blob_solvers()[method]
+    if settings.target == "onnx":
+        return onnx_target.blob_scale(seen, solver, symmetric=settings.symmetric)
+    return _revive(solver.solve(seen))
 
 
 def _needs_symmetric(graph: Graph, blob: str, settings: Settings) -> bool:
@@ -401,11 +440,14 @@ def _share_scales(
 # ------------------------------------------------------------------ codes of weights
 
 
-def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph:
+def quantize(
+    graph: Graph, table: CalibrationTable, settings: Settings, memo: Memo | None = None
+) -> Graph:
     """Return the int8 network: codes, int32 biases and the scales of its blobs.
 
     graph: float, with its activations fused.  table: of `solve` with the same settings.
     """
+    memo = memo or Memo(0)
     scales = dict(table.scales)
     nodes = []
     for node in graph.nodes:
@@ -413,7 +455,7 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
         if node.name in table.float_nodes or merged_later:
             nodes.append(node)
         elif node.op in _WEIGHTED:
-            nodes.append(_quantize_weights(node, scales[node.inputs[0]], settings))
+            nodes.append(_quantize_weights(node, scales[node.inputs[0]], settings, memo))
         else:
             nodes.append(replace(node, quant=NodeQuant()))
     quantized = graph.with_nodes(tuple(nodes))
@@ -429,7 +471,7 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
     return replace(quantized, scales=kept, arithmetic=arithmetic)
 
 
-def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> Node:
+def _quantize_weights(node: Node, source: QuantParams, settings: Settings, memo: Memo) -> Node:
     """Fold the input's steps into the weights and quantize these and the bias.
 
     ``real = acc * weight_scale`` then holds with one weight_scale an output channel although every
@@ -452,7 +494,11 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> No
         steps = source.scale.reshape(group, 1, -1).repeat(rows // group, axis=1)
         folded = weight * steps.reshape(rows, -1, 1, 1)
     matrix = folded.reshape(1 if settings.merge == "tensor" else rows, -1)
-    codes = settings.weight_solver.quantize(np.ascontiguousarray(matrix), settings.compat)
+    factors = b"" if steps_last else source.scale.tobytes()
+    codes = memo.weights(
+        (node.name, settings.weight_method, matrix.shape, factors, settings.compat),
+        lambda: settings.weight_solver.quantize(np.ascontiguousarray(matrix), settings.compat),
+    )
     scale, zero_point, code = codes.scale, codes.zero_point, codes.codes
     if depthwise and source.per_channel and scale.size == 1:
         raise CalibrationError(

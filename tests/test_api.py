@@ -202,7 +202,8 @@ SIGNATURES = {
     "memory=None, on_progress=)",
     "run": "(proto, model, input_path, settings, *, inputs=None, output=, labels=None, "
     "verify_inputs=16, nonfinite='fail', jobs=None, batch=None, memory=None, statistics=None, "
-    "until_stable=False, on_progress=, shapes=None, form='qdq', float_fallback=True, detail=False)",
+    "until_stable=False, on_progress=, shapes=None, form='qdq', float_fallback=True, detail=False, "
+    "target=None)",
     "save": "(graph, path, weights=None, **options)",
     "solve": "(graph, stats, settings=None)",
     "verify": "(reference, quantized, data, *, preprocess=None, labels=None, why_float=None, "
