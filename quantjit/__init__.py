@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         calibrate,
         load,
         quantize,
-        quantize_model,
         save,
         solve,
         verify,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from quantjit.quantizer import Settings
     from quantjit.stats import BlobStats
     from quantjit.table import CalibrationTable
+    from quantjit.whole import analyze, quantize_model, report, tune
 
 _HOMES = {
     "ArraySamples": "dataset",
@@ -63,14 +63,17 @@ _HOMES = {
     "QuantParams": "quant",
     "Quantization": "pipeline",
     "Settings": "quantizer",
+    "analyze": "whole",
     "calibrate": "api",
     "input_shapes": "pipeline",
     "load": "api",
     "quantize": "api",
-    "quantize_model": "api",
+    "quantize_model": "whole",
+    "report": "whole",
     "run": "pipeline",
     "save": "api",
     "solve": "api",
+    "tune": "whole",
     "verify": "api",
 }
 
@@ -90,15 +93,18 @@ __all__ = [
     "Quantization",
     "Settings",
     "__version__",
+    "analyze",
     "calibrate",
     "explore",
     "input_shapes",
     "load",
     "quantize",
     "quantize_model",
+    "report",
     "run",
     "save",
     "solve",
+    "tune",
     "verify",
 ]
 

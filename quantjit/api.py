@@ -12,7 +12,6 @@ from typing import Any
 from quantjit import calibration as evidence
 from quantjit import formats, pipeline, quantizer, sources
 from quantjit.calibration import Calibration, OnProgress, OnSnapshot, no_progress
-from quantjit.convergence import Tracker
 from quantjit.dataset import Samples
 from quantjit.errors import UnsupportedError, UsageError
 from quantjit.executor import infer_shapes
@@ -21,12 +20,13 @@ from quantjit.images import Preprocess, Shape
 from quantjit.metrics import Comparison
 from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
-from quantjit.pipeline import Quantization, input_shapes
+from quantjit.pipeline import input_shapes
 from quantjit.quantizer import TARGETS, Settings
-from quantjit.refine import refine
 from quantjit.sources import Source, check_repeatable, open_samples
 from quantjit.stats import BlobStats, ReferenceStats
 from quantjit.table import CalibrationTable
+
+__all__ = ["calibrate", "load", "quantize", "save", "solve", "verify"]
 
 Stats = Mapping[str, BlobStats] | Mapping[str, ReferenceStats]
 Labels = Mapping[str, int] | Sequence[int] | str | Path | bool
@@ -96,15 +96,15 @@ def save(
         what the disk says, naming the file
     """
     mine = "onnx" if graph.is_onnx else "tnn"
-    if graph.is_quantized and mine != _target_of(path):
+    if graph.is_quantized and mine != target_of(path):
         raise UsageError(
-            f"{path}: the network was quantized for {mine}; Settings(target={_target_of(path)!r}) "
+            f"{path}: the network was quantized for {mine}; Settings(target={target_of(path)!r}) "
             "quantize for this format"
         )
     return formats.save(graph, path, weights, **options)
 
 
-def _target_of(path: str | Path) -> str:
+def target_of(path: str | Path) -> str:
     """Return which of TARGETS a file of this name is of."""
     return "onnx" if Path(path).suffix.lower() == ".onnx" else "tnn"
 
@@ -153,7 +153,7 @@ def calibrate(
         what holds no inputs, or a network that is quantized already
     """
     settings = settings or Settings()
-    samples = _opened(graph, data, preprocess)
+    samples = opened(graph, data, preprocess)
     if settings.compat:
         check_repeatable(samples, "TNN's tool, which compat follows, reads its inputs twice")
     return evidence.calibrate(
@@ -169,7 +169,8 @@ def calibrate(
     )
 
 
-def _opened(graph: Graph, data: Source, preprocess: Preprocess | None) -> Samples:
+def opened(graph: Graph, data: Source, preprocess: Preprocess | None) -> Samples:
+    """Return the inputs of a float network; UsageError for one that is quantized already."""
     if graph.is_quantized:
         raise UsageError("this network is quantized already: calibrate the float one")
     return open_samples(data, input_shapes(graph), preprocess)
@@ -306,7 +307,7 @@ def verify(
         reference,
         quantized,
         samples,
-        labels=_labels(labels, samples),
+        labels=labels_of(labels, samples),
         why_float=why_float,
         jobs=jobs,
         on_progress=on_progress,
@@ -314,7 +315,8 @@ def verify(
     )
 
 
-def _labels(labels: Labels | None, samples: Samples) -> Mapping[str, int] | Sequence[int] | None:
+def labels_of(labels: Labels | None, samples: Samples) -> Mapping[str, int] | Sequence[int] | None:
+    """Return class indices by name of the input, or in the order of the inputs; see `verify`."""
     if labels is None or labels is False:
         return None
     if labels is True:
@@ -329,129 +331,3 @@ def _labels(labels: Labels | None, samples: Samples) -> Mapping[str, int] | Sequ
     if found.dtype.kind not in "iu" or found.ndim != 1:
         raise UsageError(f"labels must be integers, one an input, got {found.dtype} {found.shape}")
     return [int(label) for label in found]
-
-
-def quantize_model(
-    model: str | Path | Graph,
-    data: Source,
-    output: str | Path | None = None,
-    settings: Settings | None = None,
-    *,
-    preprocess: Preprocess | None = None,
-    evaluation: Source | None = None,
-    labels: Labels | None = None,
-    verify_inputs: int | None = None,
-    nonfinite: str = "fail",
-    jobs: int | None = None,
-    batch: int | None = None,
-    memory: int | None = None,
-    on_progress: OnProgress = no_progress,
-) -> Quantization:
-    """Do all of it in one call: calibrate, solve, quantize, try passes, write and verify.
-
-    Parameters
-    ----------
-    model : path of a float network, or one of `load`
-    data : calibration inputs, float32 (N, C, H, W), as for `calibrate`
-    output : the .onnx or .tnnproto to write, which is then read back; None: nothing is written
-    settings : by default those of the command line, for the format of `output`, or else of `model`
-    preprocess : how pictures become tensors
-    evaluation : inputs that the networks are compared on, float32 (N, C, H, W), by default `data`
-    labels : class indices of these, as for `verify`
-    verify_inputs : how many of them, spread evenly; None for all, 0 for no comparison
-    nonfinite : "fail", or "skip" to leave NaN and infinite values out and list them
-    jobs : threads, by default one a core
-    batch : inputs that a thread runs at once, by default as fits the memory
-    memory : bytes that the calibration may take
-    on_progress : called with stage, inputs done and inputs in all (0: not known)
-
-    Returns
-    -------
-    Quantization
-        both networks, table, statistics, comparison with its channels, how the scales converged
-
-    Raises
-    ------
-    UsageError
-        settings of another target than `output`, or a folder that is not there
-    FormatError
-        a model that cannot be read or is quantized already
-    DataError
-        inputs that do not fit, or would have to be read again and cannot be
-    CalibrationError
-        NaN or infinite values, naming blob and input
-    """
-    path = None if output is None else Path(output)
-    settings = settings or Settings(target=_target(model, path))
-    if path is not None:
-        if not path.parent.is_dir():
-            raise UsageError(f"{path.parent}: no such folder to write to")
-        if _target_of(path) != settings.target:
-            raise UsageError(f"{path}: a network for {settings.target} cannot be written under it")
-    graph = model if isinstance(model, Graph) else load(model, target=settings.target)
-    samples = _opened(graph, data, preprocess)
-    if (evaluation is None and verify_inputs != 0) or settings.passes or settings.compat:
-        check_repeatable(samples, "it is needed again after the calibration")
-    tracker = Tracker(settings.blob_solver)
-    gathered = evidence.calibrate(
-        graph,
-        samples,
-        settings,
-        jobs=jobs,
-        batch=batch,
-        memory=memory,
-        nonfinite=nonfinite,
-        on_progress=on_progress,
-        on_snapshot=tracker.take,
-    )
-    seen = {b: s for b, s in gathered.stats.items() if isinstance(s, BlobStats)}
-    refined = refine(graph, gathered.stats, settings, samples, jobs=jobs, on_progress=on_progress)
-    quantized = refined.quantized
-    paths: tuple[Path, ...] = ()
-    if path is not None:
-        paths = save(quantized, path)
-        quantized = pipeline.read(paths[0], paths[1] if paths[1:] else None)
-    comparison = None
-    if verify_inputs != 0:
-        compared = samples if evaluation is None else _opened(graph, evaluation, preprocess)
-        if verify_inputs is not None:
-            compared = _spread(compared, verify_inputs)
-        comparison = verify(
-            refined.graph,
-            quantized,
-            compared,
-            labels=labels,
-            why_float=refined.table.float_nodes,
-            jobs=jobs,
-            on_progress=on_progress,
-            detail=True,
-        )
-    files = () if isinstance(model, Graph) else formats.files_of(model)
-    return Quantization(
-        refined.graph,
-        quantized,
-        refined.table,
-        gathered,
-        tuple(map(str, getattr(samples, "skipped", ()))),
-        comparison,
-        paths,
-        sum(file.stat().st_size for file in files),
-        sum(file.stat().st_size for file in paths),
-        (),
-        tracker.finish(gathered.images, seen) if seen else None,
-        refined.effects,
-    )
-
-
-def _target(model: str | Path | Graph, output: Path | None) -> str:
-    if output is not None:
-        return _target_of(output)
-    return "tnn" if isinstance(model, Graph) else formats.format_of(model).name
-
-
-def _spread(samples: Samples, count: int) -> Samples:
-    spread = getattr(samples, "spread", None)
-    if spread is None:
-        raise UsageError(f"{type(samples).__name__} cannot be compared in part: verify_inputs=None")
-    found: Samples = spread(count)
-    return found

@@ -210,7 +210,7 @@ def _parse(
 
 
 def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> int:
-    from quantjit import report
+    from quantjit import terminal
     from quantjit.formats import format_of
     from quantjit.options import QuantizeOptions
     from quantjit.pipeline import run
@@ -263,16 +263,16 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
     if given.table:
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
-        report.save_nodes(result.comparison, given.nodes_table)
+        terminal.save_nodes(result.comparison, given.nodes_table)
     if given.convergence and result.convergence:
-        report.save_convergence(result.convergence, given.convergence)
+        terminal.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
-        report.print_quantization(_console(), result, settings, written)
+        terminal.print_quantization(_console(), result, settings, written)
     return _gate(result.comparison, given.min_sqnr)
 
 
 def _calibrate(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import CalibrateOptions
 
     given = _parse("calibrate", CalibrateOptions, argv, ("proto", "input_path"), "")
@@ -298,20 +298,20 @@ def _calibrate(argv: Sequence[str]) -> int:
             stop=stop.is_set,
         )
     if given.convergence and result.convergence:
-        report.save_convergence(result.convergence, given.convergence)
+        terminal.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
-        report.print_gathered(_console(), result)
+        terminal.print_gathered(_console(), result)
     return 0
 
 
 def _merge(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import MergeOptions
 
     given = _parse("merge", MergeOptions, argv, ("output",), "", first=())
     result = pipeline.merge_files(given.files, given.output)
     if not given.quiet:
-        report.print_gathered(_console(), result)
+        terminal.print_gathered(_console(), result)
     return 0
 
 
@@ -324,7 +324,7 @@ def _gate(comparison: "Comparison | None", least: float | None) -> int:
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import VerifyOptions
 
     need = ("proto", "input_path", "quantized_proto")
@@ -341,15 +341,15 @@ def _verify(argv: Sequence[str]) -> int:
             shapes=given.input_shape,
         )
     if given.nodes_table:
-        report.save_nodes(comparison, given.nodes_table)
+        terminal.save_nodes(comparison, given.nodes_table)
     if not given.quiet:
-        report.print_comparison(_console(), comparison)
-        report.print_warning(_console(), comparison)
+        terminal.print_comparison(_console(), comparison)
+        terminal.print_warning(_console(), comparison)
     return _gate(comparison, given.min_sqnr)
 
 
 def _report(argv: Sequence[str]) -> int:
-    from quantjit import page, report
+    from quantjit import page, terminal
     from quantjit.examine import examine
     from quantjit.options import ReportOptions
 
@@ -374,10 +374,10 @@ def _report(argv: Sequence[str]) -> int:
             shapes=given.input_shape,
         )
     if given.nodes_table and result.comparison:
-        report.save_nodes(result.comparison, given.nodes_table)
+        terminal.save_nodes(result.comparison, given.nodes_table)
     paths = page.write(given.output, result, None, source=source)
     if not given.quiet:
-        report.print_report(_console(), result, paths)
+        terminal.print_report(_console(), result, paths)
     return _gate(result.comparison, given.min_sqnr)
 
 
@@ -398,7 +398,7 @@ def _source(given: Any, folder: Path) -> Any:
 
 
 def _inspect(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.formats import format_of
     from quantjit.options import InspectOptions
     from quantjit.quantizer import Settings
@@ -416,23 +416,23 @@ def _inspect(argv: Sequence[str]) -> int:
         memory=given.memory,
     )
     if given.nodes_table:
-        save_frame(report.inspection_frame(inspection), given.nodes_table)
-    report.print_inspection(_console(), inspection)
+        save_frame(terminal.inspection_frame(inspection), given.nodes_table)
+    terminal.print_inspection(_console(), inspection)
     return 0
 
 
 def _convert(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import ConvertOptions
 
     given = _parse("convert", ConvertOptions, argv, ("proto", "output"), "", ("-p", "-o"))
     made = pipeline.convert(given.proto, given.model, given.output, shapes=given.input_shape)
-    report.print_conversion(_console(), made)
+    terminal.print_conversion(_console(), made)
     return 0
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from quantjit import demo, report
+    from quantjit import demo, terminal
     from quantjit.options import DemoOptions
 
     given = _parse("demo", DemoOptions, argv, (), "")
@@ -440,7 +440,7 @@ def _demo(argv: Sequence[str]) -> int:
         result = demo.run(Path(f"{given.output}_quantized.tnnproto"), given.jobs, progress.update)
     console = _console()
     console.print(demo.command_line(given.output), style="dim", highlight=False, soft_wrap=True)
-    report.print_quantization(console, result, demo.SETTINGS)
+    terminal.print_quantization(console, result, demo.SETTINGS)
     return 0
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from quantjit import charts, tables, verdict
 from quantjit.pipeline import Quantization
 from quantjit.quantizer import Settings
-from quantjit.report import size
+from quantjit.terminal import size
 
 LIMITS = verdict.GOOD_SQNR, verdict.FAIR_SQNR
 """dB from which on a layer is drawn as good, and as fair."""

@@ -338,6 +338,15 @@ class Indexed:
         places = [self._places[index * len(self) // count] for index in range(count)]
         return Indexed(self._data, self._items, places)
 
+    def divided(self, held_out: int) -> tuple["Indexed", "Indexed"]:
+        """Return the rest and so many items, spread evenly over all."""
+        chosen = {index * len(self) // held_out for index in range(held_out)}
+        parts: tuple[list[int], list[int]] = ([], [])
+        for index, place in enumerate(self._places):
+            parts[index in chosen].append(place)
+        rest, kept = (Indexed(self._data, self._items, part) for part in parts)
+        return rest, kept
+
 
 class Streamed:
     """Samples of what can only be gone through: an iterable, a reader, a function that makes one.

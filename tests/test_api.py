@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import quantjit
-from quantjit import api, errors, formats
+from quantjit import api, errors, formats, whole
 from quantjit.errors import DataError, UnsupportedError, UsageError
 
 pytestmark = pytest.mark.jit
@@ -189,9 +189,90 @@ def test_one_line_before_the_work_begins(graph, images, result, tmp_path):
         quantjit.verify(graph, smaller, images)
 
 
+# ------------------------------------------------------------------ tune, analyze, report
+
+
+def test_tune_finds_settings_on_what_it_held_out(graph, images, tmp_path):
+    many = np.concatenate([each["data"] for each in models.random_inputs(graph, 20)])
+    tuned = quantjit.tune(graph, many, tmp_path / "net.tnnproto", passes=())
+    assert tuned.held_out == 4
+    assert tuned.quantization.calibration.images == 16
+    best = tuned.candidates[0]
+    assert best.settings == tuned.settings
+    assert best.sqnr >= tuned.default.sqnr
+    found = tuned.quantization.comparison
+    assert found.images == 4
+    assert found.sqnr == pytest.approx(best.sqnr, abs=1e-6)
+    assert quantjit.load(tuned.quantization.paths[0]).is_quantized
+    apart = quantjit.tune(graph, many[:16], held_out=iter(many[16:]), passes=())
+    assert apart.held_out == 4
+    assert apart.quantization.paths == ()
+
+
+def test_tune_with_labels_and_a_gate(graph, images):
+    right = [
+        each.float_top[0][0] for each in quantjit.quantize_model(graph, images).comparison.inputs
+    ]
+    for data, held_out, labels in (
+        (images, images, right),
+        (images, (images, np.array(right)), True),
+        ((images, np.array(right)), None, True),
+        (images, images, {f"input {place}": label for place, label in enumerate(right)}),
+    ):
+        tuned = quantjit.tune(graph, data, held_out=held_out, labels=labels, passes=())
+        assert tuned.quantization.comparison.float_top1 == 1.0
+    gated = quantjit.tune(graph, images, passes=(), min_sqnr=60.0)
+    assert gated.quantization.comparison.sqnr >= 60
+    assert gated.settings.float_nodes or gated.settings.exclude
+
+
+def test_tune_says_what_it_cannot_do(graph, images):
+    with pytest.raises(UsageError, match="no part to hold out: give held_out"):
+        quantjit.tune(graph, lambda: iter(images))
+    with pytest.raises(DataError, match="once only, and a part of it is held out"):
+        quantjit.tune(graph, iter(images))
+    with pytest.raises(UsageError, match="compat has its settings"):
+        quantjit.tune(graph, images, settings=quantjit.Settings(compat=True))
+    with pytest.raises(UsageError, match="a list of labels is that of held_out"):
+        quantjit.tune(graph, images, labels=[0] * 6)
+    with pytest.raises(UsageError, match="there are 5 labels for 6 inputs"):
+        quantjit.tune(graph, images, held_out=images, labels=[0] * 5)
+
+
+def test_analyze_ranks_the_layers(graph, images, result):
+    found = quantjit.analyze(graph, result.quantized, images, images=3)
+    assert found.images == 3
+    names = {node.name for node in result.quantized.nodes if node.quant is not None}
+    assert {node.name for node in found.nodes} == names
+    alone = [node.alone for node in found.nodes]
+    assert alone == sorted(alone)
+    whole_network = quantjit.verify(graph, result.quantized, images[:3])
+    assert found.whole.sqnr == pytest.approx(whole_network.sqnr, abs=1e-6)
+    with pytest.raises(UsageError, match="the layers differ"):
+        quantjit.analyze(graph, graph, images)
+    with pytest.raises(UsageError, match="images must be 1 or more, got 0"):
+        quantjit.analyze(graph, result.quantized, images, images=0)
+
+
+def test_a_report_of_either(graph, images, result, tmp_path):
+    path = quantjit.report(tmp_path / "one", result, quantjit.Settings(), title="small")
+    assert path == tmp_path / "one" / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert "small" in text
+    assert (tmp_path / "one" / "nodes.parquet").is_file()
+    tuned = quantjit.tune(graph, images, passes=())
+    page = quantjit.report(str(tmp_path / "two"), tuned, class_names="abcde")
+    assert page.is_file()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="a report is a folder, this is a file"):
+        quantjit.report(tmp_path / "file", result)
+
+
 # ------------------------------------------------------------------ the surface
 
 SIGNATURES = {
+    "analyze": "(reference, quantized, data, *, preprocess=None, images=8, jobs=None, "
+    "on_progress=)",
     "calibrate": "(graph, data, settings=None, *, preprocess=None, jobs=None, batch=None, "
     "memory=None, nonfinite='fail', on_progress=, on_snapshot=None)",
     "input_shapes": "(graph)",
@@ -200,12 +281,16 @@ SIGNATURES = {
     "quantize_model": "(model, data, output=None, settings=None, *, preprocess=None, "
     "evaluation=None, labels=None, verify_inputs=None, nonfinite='fail', jobs=None, batch=None, "
     "memory=None, on_progress=)",
+    "report": "(folder, result, settings=None, *, title='', class_names=())",
     "run": "(proto, model, input_path, settings, *, inputs=None, output=, labels=None, "
     "verify_inputs=16, nonfinite='fail', jobs=None, batch=None, memory=None, statistics=None, "
     "until_stable=False, on_progress=, shapes=None, form='qdq', float_fallback=True, detail=False, "
     "target=None)",
     "save": "(graph, path, weights=None, **options)",
     "solve": "(graph, stats, settings=None)",
+    "tune": "(model, data, output=None, settings=None, *, preprocess=None, held_out=None, "
+    "labels=None, min_sqnr=None, max_drop=None, passes=('equalize', 'rounding', 'bias'), "
+    "nonfinite='fail', jobs=None, batch=None, memory=None, on_progress=)",
     "verify": "(reference, quantized, data, *, preprocess=None, labels=None, why_float=None, "
     "jobs=None, on_progress=, detail=False)",
 }
@@ -282,7 +367,12 @@ def test_functions_say_what_they_take_give_and_raise(name):
     for error in raised:
         assert issubclass(getattr(errors, error, OSError), Exception)
         assert hasattr(errors, error) or error == "OSError", error
-    for parameter in ("data", "shapes", "evaluation"):  # these hold arrays or their shapes
+    for parameter in (
+        "data",
+        "shapes",
+        "evaluation",
+        "held_out",
+    ):  # these hold arrays or their shapes
         lines = re.search(rf"^{parameter} : (.+(?:\n    .+)*)", found["Parameters"], re.MULTILINE)
         assert lines is None or "C, H, W)" in lines[1], parameter
         assert lines is None or parameter == "shapes" or "float32" in lines[1], parameter
@@ -320,6 +410,6 @@ def test_the_package_is_typed():
 
 
 def test_the_facade_is_the_package():
-    for name, item in vars(api).items():
-        if inspect.isfunction(item) and item.__module__ == api.__name__ and name[0] != "_":
-            assert getattr(quantjit, name) is item
+    for module in (api, whole):
+        for name in module.__all__:
+            assert getattr(quantjit, name) is getattr(module, name)
