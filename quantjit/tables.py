@@ -261,9 +261,9 @@ def lowest_code(quantized: Graph) -> int:
 
 def whole(seen: BlobStats | ReferenceStats) -> BlobStats | ReferenceStats | None:
     """Return the statistics of the whole tensor; None where they cannot be made."""
-    if seen.channels == 1:
-        return seen
-    return seen.per_tensor() if isinstance(seen, BlobStats) else None
+    if isinstance(seen, BlobStats):
+        return seen.per_tensor() if seen.channels > 1 else seen
+    return seen if seen.channels == 1 and seen.valid.all() else None
 
 
 _SOLVERS: Mapping[str, Any] = {
