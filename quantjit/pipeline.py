@@ -729,4 +729,4 @@ def _label(labels: Mapping[str, int] | Sequence[int], file: str, place: int) -> 
     try:
         return labels[Path(file).name]
     except KeyError:
-        raise DataError(file, "has no label") from None
+        raise DataError(file, "has no row in the labels") from None

@@ -483,8 +483,10 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings, memo:
         weight = np.ascontiguousarray(weight.T)
     rows = weight.shape[0]
     depthwise = node.op == "convolution" and _is_depthwise(node)
-    # A depthwise layer takes the input's step afterwards; so does ONNX, which stores the weights'.
+    # One step of the input, and that of a depthwise layer, goes into the scale afterwards: codes do
+    # not depend on it.  ONNX stores the weights' own scale anyway.
     steps_last = depthwise or settings.target == "onnx"
+    steps_last = steps_last or not (source.per_channel or settings.compat)
     if steps_last:
         folded = weight
     elif not source.per_channel:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantjit import calibration as evidence
-from quantjit import formats, mixed, page, pipeline, quantizer, sensitivity
+from quantjit import formats, mixed, page, pipeline, quantizer, sensitivity, tables
 from quantjit import tuning as search
 from quantjit.api import Labels, labels_of, load, opened, save, target_of, verify
 from quantjit.calibration import Calibration, Gathering, OnProgress, no_progress
@@ -404,6 +404,8 @@ def report(
         what the disk says, naming the folder
     """
     source = page.Source(title=title, class_names=tuple(class_names))
+    candidates = None
     if isinstance(result, Tuned):
+        candidates = tables.leaderboard_frame(result.candidates)
         settings, result = result.settings, result.quantization
-    return page.write(Path(folder), result, settings, source=source)[0]
+    return page.write(Path(folder), result, settings, source=source, candidates=candidates)[0]

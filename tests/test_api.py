@@ -146,7 +146,7 @@ def test_labels_that_do_not_fit(graph, images, result, tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             quantjit.verify(graph, int8, images, labels=labels)
-    with pytest.raises(DataError, match="input 0: has no label"):
+    with pytest.raises(DataError, match="input 0: has no row in the labels"):
         quantjit.verify(graph, int8, images, labels=True)
     np.save(tmp_path / "x.npy", images)
     with pytest.raises(UsageError, match="files bring no labels: give a CSV"):

@@ -201,7 +201,7 @@ def test_remedies_name_options():
     texts = {
         "-t 1": terminal.remedies(poor, Settings(merge="tensor"), 100),
         "-t 0": terminal.remedies(poor, Settings(merge="mix"), 100),
-        "-b mse": terminal.remedies(poor, Settings("kl"), 100),
+        "-b mse": terminal.remedies(poor, Settings("kl", "minmax"), 100),
         "--passes all": terminal.remedies(poor, Settings(), 100),
         "quantjit tune": terminal.remedies(poor, None, 100),
         "--compat": terminal.remedies(poor, Settings(compat=True), 100),
