@@ -41,6 +41,9 @@ class Convergence:
     inputs: tuple[int, ...]
     scales: Mapping[str, NDArray[np.float32]]
 
+    def __repr__(self) -> str:
+        return f"Convergence({', '.join(map(str, self.inputs))} inputs: {self.advice()})"
+
     def moves(self) -> dict[str, NDArray[np.float64]]:
         """Return, by blob, by how much its scale moved to each snapshot from the one before.
 
@@ -70,6 +73,15 @@ class Convergence:
         found = {blob: float(_moves(scale[list(places)])[0]) for blob, scale in self.scales.items()}
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return {blob: move for blob, move in ranked if move >= tolerance}
+
+    def settled(self, inputs: int, tolerance: float = TOLERANCE) -> int:
+        """Return how many blobs had a scale within `tolerance` of the last after `inputs` inputs.
+
+        inputs: one of those of the snapshots.
+        """
+        place = self.inputs.index(inputs)
+        moved = (float(_moves(scale[[place, -1]])[0]) for scale in self.scales.values())
+        return sum(move < tolerance for move in moved)
 
     def is_stable(self, tolerance: float = TOLERANCE) -> bool:
         """Whether enough inputs were seen: hardly a blob moved while they doubled."""

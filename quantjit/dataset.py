@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +79,26 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class Stream(Samples, Protocol):
+    """Samples that come one after the other, perhaps of unknown number: `len` is then 0."""
+
+    def numbers(self) -> Iterator[int]:
+        """Begin a pass: fetch the inputs one by one and yield their numbers, which `load` takes.
+
+        Called, and advanced, by one thread only.
+        """
+        ...
+
+
 class ArraySamples:
     """Samples that are in memory already: one dict of float32 arrays by input name each."""
 
     def __init__(self, arrays: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
         self._samples = [Sample(f"input {i}", each) for i, each in enumerate(arrays)]
+
+    def __repr__(self) -> str:
+        return f"ArraySamples({len(self)} inputs)"
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -155,7 +170,7 @@ def load_ahead(
     file they are at.
     """
     under_way: deque[tuple[int, Future[R]]] = deque()
-    indices = iter(range(len(samples)))
+    indices = samples.numbers() if isinstance(samples, Stream) else iter(range(len(samples)))
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
@@ -247,6 +262,9 @@ class Dataset:
         if has_images and len(inputs) == 1:
             check_numbers(preprocess, next(iter(inputs.values())))
         return cls(place, files, inputs, preprocess, max_bad)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self._place)!r}, {len(self)} files)"
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield all samples in order; see `prefetch`."""
@@ -379,7 +397,7 @@ class Dataset:
             batch = _load_txt(file, data, shape)
         else:
             batch = _load_npy(file, data, shape)
-        return _split(file, {name: batch})
+        return split_batch(file, {name: batch})
 
     def _decoded_npz(self, file: Path, data: bytes) -> tuple[Sample, ...]:
         with _load_numpy(file, data, np.lib.npyio.NpzFile) as stored:
@@ -396,8 +414,8 @@ class Dataset:
                     array = stored[names[name]]
                 except Exception as error:  # noqa: BLE001 - zip and header faults of many classes
                     raise DataError(file, f"{label}cannot be read: {first_line(error)}") from None
-                batches[name] = _fitted(file, label, array, shape)
-        return _split(file, batches)
+                batches[name] = fit_array(file, label, array, shape)
+        return split_batch(file, batches)
 
 
 def _find(place: Path) -> list[Path]:
@@ -455,7 +473,8 @@ def _read(file: Path) -> tuple[bytes, os.stat_result]:
     return data, after
 
 
-def _split(file: Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Sample, ...]:
+def split_batch(file: str | Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Sample, ...]:
+    """Return the inputs of float32 (N, C, H, W) arrays by name one by one, each with batch 1."""
     counts = {len(batch) for batch in batches.values()}
     if len(counts) != 1:
         raise DataError(file, f"its arrays have different batch sizes: {sorted(counts)}")
@@ -486,11 +505,16 @@ def _load_numpy(file: Path, data: bytes, kind: type) -> Any:
 
 
 def _load_npy(file: Path, data: bytes, shape: Shape) -> NDArray[np.float32]:
-    return _fitted(file, "", _load_numpy(file, data, np.ndarray), shape)
+    return fit_array(file, "", _load_numpy(file, data, np.ndarray), shape)
 
 
-def _fitted(file: Path, label: str, array: NDArray[Any], shape: Shape) -> NDArray[np.float32]:
-    """Return an array of (C, H, W) or (N, C, H, W) as float32 (N, C, H, W)."""
+def fit_array(
+    file: str | Path, label: str, array: NDArray[Any], shape: Shape
+) -> NDArray[np.float32]:
+    """Return an array of (C, H, W) or (N, C, H, W) as float32 (N, C, H, W).
+
+    Raises DataError naming `file` and, with `label`, which of its arrays it is.
+    """
     if array.dtype.kind not in "fiub":
         raise DataError(file, f"{label}holds {array.dtype}, expected numbers")
     if array.shape == shape[1:]:

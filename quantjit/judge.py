@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantjit import metrics
 from quantjit.dataset import Sample
-from quantjit.errors import DataError
+from quantjit.errors import DataError, UsageError
 from quantjit.executor import Executor
 from quantjit.flow import cores
 from quantjit.graph import Graph
@@ -172,8 +172,12 @@ class Target:
         """Return which of them a score misses, in words, "" where it keeps them."""
         if self.min_sqnr is not None and not score.sqnr >= self.min_sqnr:
             return f"SQNR {score.sqnr:.2f} dB is below --min-sqnr {self.min_sqnr:g}"
+        if self.max_drop is None:
+            return ""
         drop = top1_drop(score)
-        if self.max_drop is not None and drop is not None and drop > self.max_drop + _ROUNDING:
+        if drop is None:
+            raise UsageError("--max-drop needs a network whose output is a list of class scores")
+        if drop > self.max_drop + _ROUNDING:
             what = "top-1 loses" if score.float_top1 is not None else "top-1 differs from float in"
             return f"{what} {drop:.2%}, more than --max-drop {self.max_drop:g}"
         return ""

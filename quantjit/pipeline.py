@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantjit import calibration as evidence
-from quantjit import formats, metrics, mixed, quantizer, solvers, statistics_file
+from quantjit import formats, markup, metrics, mixed, quantizer, solvers, statistics_file
 from quantjit import plan as planning
 from quantjit.calibration import (
     Calibration,
@@ -42,7 +42,8 @@ from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
 
-_FOLLOWED = "mse"  # method whose scales tell whether statistics that any can use are enough
+FOLLOWED = "mse"
+"""Blob method whose scales tell whether statistics that any method can use are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,33 @@ class Quantization:
     convergence: Convergence | None = None
     effects: tuple[Effect, ...] = ()
     mixed: Mixed | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.paths)) or "not written"
+        found = "not compared" if self.comparison is None else repr(self.comparison)
+        return f"Quantization({names}; {self.table.method}; {found})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("settings", self.table.method),
+            ("float", repr(self.graph)),
+            ("int8", repr(self.quantized)),
+            ("calibration", repr(self.calibration)),
+            ("written", ", ".join(map(str, self.paths)) or "nothing"),
+        ]
+        if self.comparison is not None:
+            facts.append(("comparison", repr(self.comparison)))
+        if self.convergence is not None and self.convergence.inputs:
+            facts.append(("inputs", self.convergence.advice()))
+        for effect in self.effects:
+            kept = "kept" if effect.is_kept else "not kept"
+            facts.append((effect.name, f"{effect.before:.1f} -> {effect.after:.1f} dB, {kept}"))
+        worst = () if self.comparison is None else self.comparison.worst()
+        return markup.table("quantization", ("", ""), facts) + markup.table(
+            "layers that lose the most",
+            ("layer", "op", "lost dB", "SQNR dB"),
+            ((n.name, n.op, round(n.lost, 1), round(n.error.sqnr, 1)) for n in worst),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +214,21 @@ def verify(
     quantized: Graph,
     dataset: Samples,
     *,
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, int] | Sequence[int] | None = None,
     why_float: Mapping[str, str] | None = None,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
+    detail: bool = False,
 ) -> Comparison:
     """Run both networks on every input, the int8 one in its target's arithmetic, and compare.
 
-    labels: file name -> class index; every input must be in it.
+    labels: file name -> class index, in which every input must be, or one for each input in their
+    order; a mapping may be filled while the inputs are loaded.  detail: also channel by channel.
     """
 
-    def make_worker() -> Worker[tuple[str, ImageResult]]:
-        comparer = Comparer(reference, quantized)
-        return lambda samples: [(each.file, comparer.run(each.arrays)) for each in samples]
+    def make_worker() -> Worker[ImageResult]:
+        comparer = Comparer(reference, quantized, detail=detail)
+        return lambda samples: [comparer.run(each.arrays, each.file) for each in samples]
 
     known: list[int] | None = None if labels is None else []
     total = len(dataset)
@@ -210,10 +240,12 @@ def verify(
             Resources.of(jobs),
             on_progress=lambda done: on_progress("verify", done, total),
         ) as flow:
-            for file, result in flow.advance():
+            for result in flow.advance():
                 if labels is not None and known is not None:
-                    known.append(_label(labels, file))
+                    known.append(_label(labels, result.file, len(known)))
                 yield result
+        if known is not None and isinstance(labels, Sequence) and len(known) < len(labels):
+            raise UsageError(f"there are {len(labels)} labels for {len(known)} inputs")
 
     return metrics.combine(reference, quantized, results(), known, why_float)
 
@@ -241,6 +273,7 @@ def run(
     shapes: Mapping[str, Shape] | None = None,
     form: str = "qdq",
     float_fallback: bool = True,
+    detail: bool = False,
     target: Target | None = None,
 ) -> Quantization:
     """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
@@ -252,8 +285,9 @@ def run(
     network for ONNX in which a layer with multiplications has no int8 form.  statistics: a file of
     `calibrate_files`, solved instead of reading the data; input_path is then for the verification
     only, and may be None.  jobs, batch, memory: see `plan.plan`.  until_stable: end the
-    calibration once the scales hardly move; see `quantjit.convergence`.  target: leave layers
-    float until the inputs of the verification meet it; see `quantjit.mixed`.
+    calibration once the scales hardly move; see `quantjit.convergence`.  detail: compare channel by
+    channel too.  target: leave layers float until the inputs of the verification meet it; see
+    `quantjit.mixed`.
     """
     inputs = inputs or Inputs()
     graph, notes = prepare(
@@ -314,6 +348,7 @@ def run(
         notes=notes,
         convergence=convergence,
         found=found,
+        detail=detail,
     )
 
 
@@ -373,10 +408,12 @@ def finish(
     notes: tuple[str, ...] = (),
     convergence: Convergence | None = None,
     found: Mixed | None = None,
+    detail: bool = False,
 ) -> Quantization:
     """Write an int8 network, read it back and verify it: the last steps of `run`.
 
     dataset: all inputs, for their names.  checked: inputs to verify on, None for no verification.
+    detail: channel by channel too.
     """
     graph, table = refined.graph, refined.table
     options: dict[str, Any] = {}
@@ -402,6 +439,7 @@ def finish(
             why_float=table.float_nodes,
             jobs=jobs if memory is None else min(fitting, jobs or fitting),
             on_progress=on_progress,
+            detail=detail,
         )
     sources = formats.files_of(written.proto, written.model)
     return Quantization(
@@ -550,7 +588,7 @@ def calibrate_files(
     gathering = Gathering(
         graph, dataset, channels, plan, origin, base, base_path, is_fixed=resume and not append
     )
-    tracker = Tracker(solvers.blob_solvers()[_FOLLOWED], until_stable=until_stable)
+    tracker = Tracker(solvers.blob_solvers()[FOLLOWED], until_stable=until_stable)
     calibration = gathering.run(
         nonfinite,
         checkpoints=Checkpoints(checkpoint, *every),
@@ -575,6 +613,24 @@ def merge_files(paths: Sequence[Path], output: Path) -> Gathered:
     return Gathered(output, file)
 
 
+def read_twins(
+    reference: tuple[Path, Path | None],
+    quantized: tuple[Path, Path | None],
+    shapes: Mapping[str, Shape] | None,
+) -> tuple[Graph, Graph]:
+    """Read a float network and its int8 form; FormatError where they do not belong together."""
+    graph, int8 = read(*reference, shapes), read(*quantized, shapes)
+    if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
+        raise FormatError(
+            quantized[0],
+            "",
+            f"inputs {input_shapes(graph)} and outputs {', '.join(graph.outputs)}",
+            f"inputs {input_shapes(int8)} and outputs {', '.join(int8.outputs)}",
+            "is it made from this float network?",
+        )
+    return graph, int8
+
+
 def verify_files(
     reference: tuple[Path, Path | None],
     quantized: tuple[Path, Path | None],
@@ -591,15 +647,7 @@ def verify_files(
     Each is a (.onnx, None) or a (.tnnproto, .tnnmodel or None).  shapes: of inputs by name.
     """
     inputs = inputs or Inputs()
-    graph, int8 = read(*reference, shapes), read(*quantized, shapes)
-    if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
-        raise FormatError(
-            quantized[0],
-            "",
-            f"inputs {input_shapes(graph)} and outputs {', '.join(graph.outputs)}",
-            f"inputs {input_shapes(int8)} and outputs {', '.join(int8.outputs)}",
-            "is it made from this float network?",
-        )
+    graph, int8 = read_twins(reference, quantized, shapes)
     known = read_labels(labels) if labels is not None else None
     dataset = inputs.open(input_path, graph)
     why_float = {node.name: "float in the file" for node in int8.nodes if node.quant is None}
@@ -673,7 +721,11 @@ def read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def _label(labels: Mapping[str, int], file: str) -> int:
+def _label(labels: Mapping[str, int] | Sequence[int], file: str, place: int) -> int:
+    if isinstance(labels, Sequence):
+        if place >= len(labels):
+            raise UsageError(f"there are {len(labels)} labels, and more inputs than that")
+        return labels[place]
     try:
         return labels[Path(file).name]
     except KeyError:

@@ -57,15 +57,16 @@ _BIAS_CODE = float(2**23)  # code of the bias of a channel whose weights are all
 class Settings:
     """What is asked of a quantization.
 
-    blob_method, weight_method: names of solvers.  merge: one of MERGES.  compat: reproduce TNN's
-    tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
-    (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
-    they always are for TNN unless the blob method has them; activations: type of their codes in
-    the file, one of ACTIVATIONS.  passes: those of PASSES that `quantjit.refine` tries.
+    blob_method, weight_method: names of solvers, by default mse, with compat minmax.  merge: one of
+    MERGES.  compat: reproduce TNN's tool.  float_nodes: names of nodes to keep float; exclude: the
+    same by name, op or pattern (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs
+    without zero points, as they always are for TNN unless the blob method has them; activations:
+    type of their codes in the file, one of ACTIVATIONS.  passes: those of PASSES that
+    `quantjit.refine` tries.
     """
 
-    blob_method: str = "minmax"
-    weight_method: str = "minmax"
+    blob_method: str = ""
+    weight_method: str = ""
     merge: str = "mix"
     compat: bool = False
     float_nodes: tuple[str, ...] = ()
@@ -76,6 +77,9 @@ class Settings:
     passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("blob_method", "weight_method"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, "minmax" if self.compat else "mse")
         if self.merge not in MERGES:
             raise UnsupportedError("merge type", self.merge, MERGES)
         if self.target not in TARGETS:
@@ -354,12 +358,8 @@ def solve(
                 partial(_blob_scale, seen, method, settings),
             )
             dead[blob] = int((seen.absmax == 0).sum())
-    if settings.target == "onnx":
-        scales = onnx_target.share_scales(graph, reasons, scales)
-    elif not settings.compat:
-        scales = _share_scales(graph, reasons, scales)
     return CalibrationTable(
-        scales,
+        settle(graph, reasons, scales, settings),
         {name: reason for name, reason in reasons.items() if reason},
         {blob: count for blob, count in dead.items() if count},
         str(settings),
@@ -396,6 +396,18 @@ def _revive(params: QuantParams) -> QuantParams:
         return params
     step = np.median(params.scale[live]) if live.any() else np.float32(1)
     return QuantParams(np.where(live, params.scale, step), params.zero_point)
+
+
+def settle(
+    graph: Graph, reasons: Mapping[str, str], scales: Mapping[str, QuantParams], settings: Settings
+) -> dict[str, QuantParams]:
+    """Make the scales agree wherever the target copies or compares codes without rescaling.
+
+    reasons: of `choose_nodes`.  In compat mode nothing is done here: `quantize` does it afterwards.
+    """
+    if settings.target == "onnx":
+        return onnx_target.share_scales(graph, reasons, scales)
+    return dict(scales) if settings.compat else _share_scales(graph, reasons, scales)
 
 
 def _share_scales(
@@ -471,8 +483,10 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings, memo:
         weight = np.ascontiguousarray(weight.T)
     rows = weight.shape[0]
     depthwise = node.op == "convolution" and _is_depthwise(node)
-    # A depthwise layer takes the input's step afterwards; so does ONNX, which stores the weights'.
+    # One step of the input, and that of a depthwise layer, goes into the scale afterwards: codes do
+    # not depend on it.  ONNX stores the weights' own scale anyway.
     steps_last = depthwise or settings.target == "onnx"
+    steps_last = steps_last or not (source.per_channel or settings.compat)
     if steps_last:
         folded = weight
     elif not source.per_channel:

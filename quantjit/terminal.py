@@ -1,12 +1,11 @@
-"""What a person reads: tables of nodes and the printed summary, with a verdict and a remedy.
+"""What a person reads in the terminal: tables and the summary, with a verdict and a remedy.
 
-Frames are polars; the terminal text is rich.  Nothing here computes a result.
+Frames are made by `quantjit.tables`, words by `quantjit.verdict`.  Nothing here computes a result.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,63 +14,28 @@ from quantjit.calibration import Calibration, Work
 from quantjit.convergence import Convergence
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
+from quantjit.mixed import Mixed
 from quantjit.ops import Shape
 from quantjit.pipeline import Conversion, Gathered, Inspection, Quantization
 from quantjit.plan import BINS, Plan
 from quantjit.quantizer import Settings
+from quantjit.refine import Effect
+from quantjit.sensitivity import Sensitivity
+from quantjit.tables import (
+    convergence_frame,
+    inspection_frame,
+    int8_mac_share,
+    leaderboard_frame,
+    node_frame,
+    save_convergence,
+    save_nodes,
+    sensitivity_frame,
+)
+from quantjit.tuning import Tuned
+from quantjit.verdict import answers, preprocessing_warning, remedies, verdict
 
-GOOD_SQNR, FAIR_SQNR = 25.0, 15.0
-"""dB at the outputs: above the first int8 is hard to tell from float, below the second it shows.
-
-Where there are enough classified images, the loss of top-1 or the agreement decides instead.
-"""
-
-_DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
-_HEAVY_LOSS = 6.0  # dB: half of the signal's effective bits per two nodes
-_MANY_IMAGES = 100  # from which a share of images is worth more than SQNR
 _NAMED_FILES = 20  # of those that could not be read
-_FEW_IMAGES = 50  # what TNN's own documentation asks for at least
-
-
-def node_frame(comparison: Comparison) -> pl.DataFrame:
-    """One row a node: name, op, int8, macs, sqnr, cosine, largest error, lost dB, why float."""
-    rows = comparison.nodes
-    return pl.DataFrame(
-        {
-            "node": [row.name for row in rows],
-            "op": [row.op for row in rows],
-            "int8": [row.is_int8 for row in rows],
-            "macs": [row.macs for row in rows],
-            "blob": [row.error.blob for row in rows],
-            "sqnr_db": [row.error.sqnr for row in rows],
-            "cosine": [row.error.cosine for row in rows],
-            "largest_error": [row.error.largest for row in rows],
-            "lost_db": [row.lost for row in rows],
-            "why_float": [row.why_float for row in rows],
-        }
-    )
-
-
-def convergence_frame(convergence: Convergence) -> pl.DataFrame:
-    """One row a scale and snapshot: blob, channel, inputs, scale, move since the last (mean)."""
-    rows: dict[str, list[object]] = {name: [] for name in ("blob", "channel", "inputs", "scale")}
-    moves: list[float | None] = []
-    for blob, scales in convergence.scales.items():
-        moved: list[float | None] = [None, *convergence.moves()[blob].tolist()]
-        for inputs, move, at_once in zip(convergence.inputs, moved, scales, strict=True):
-            for channel, scale in enumerate(at_once.tolist()):
-                for name, value in zip(rows, (blob, channel, inputs, scale), strict=True):
-                    rows[name].append(value)
-                moves.append(move)
-    types = {"blob": pl.String, "channel": pl.Int64, "inputs": pl.Int64, "scale": pl.Float32}
-    return pl.DataFrame({**rows, "blob_move": moves}, schema={**types, "blob_move": pl.Float64})
-
-
-def save_convergence(convergence: Convergence, path: Path) -> None:
-    """Write `convergence_frame` as .csv or .parquet."""
-    from quantjit.table import save_frame
-
-    save_frame(convergence_frame(convergence), path)
+_PLACES = 8  # of a leaderboard
 
 
 def _convergence_rows(convergence: Convergence | None) -> list[tuple[str, str]]:
@@ -79,23 +43,6 @@ def _convergence_rows(convergence: Convergence | None) -> list[tuple[str, str]]:
     if convergence is None or convergence.doubling() is None:
         return []
     return [("converged", convergence.advice())]
-
-
-def inspection_frame(inspection: Inspection) -> pl.DataFrame:
-    """One row a node: name, op, shapes, macs, parameters, int8 or why not."""
-    rows = inspection.nodes
-    return pl.DataFrame(
-        {
-            "node": [row.name for row in rows],
-            "op": [row.op for row in rows],
-            "output": [row.output for row in rows],
-            "shape": ["x".join(map(str, row.shape)) for row in rows],
-            "macs": [row.macs for row in rows],
-            "parameters": [row.parameters for row in rows],
-            "int8": [not row.why_float for row in rows],
-            "why_float": [row.why_float for row in rows],
-        }
-    )
 
 
 def size(count: float, unit: str = "B") -> str:
@@ -166,8 +113,18 @@ def plan_text(plan: Plan) -> str:
     )
 
 
-def print_quantization(console: Console, result: Quantization, settings: Settings) -> None:
-    """Print what was done, how good it is, the worst nodes and what to try."""
+def print_quantization(
+    console: Console,
+    result: Quantization,
+    settings: Settings,
+    page: Path | None = None,
+    *,
+    is_tuned: bool = False,
+) -> None:
+    """Print what was done, how good it is, the worst nodes and what to try.
+
+    page: of its report.  is_tuned: no other method needs to be tried.
+    """
     calibration, table = result.calibration, result.table
     if calibration.work is None:
         rate = f"{calibration.images} inputs, from {calibration.source}"
@@ -178,7 +135,9 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
         ("calibrated", f"{rate}, {len(table.scales)} blobs"),
         *_time_rows(calibration.work),
         *_convergence_rows(result.convergence),
-        ("int8", _coverage(result.graph, table.float_nodes)),
+        *_effect_rows(result.effects),
+        ("int8", _coverage(result.graph, table.float_nodes, int8_mac_share(result))),
+        *_mixed_rows(result.mixed),
     ]
     if table.dead:
         channels = sum(table.dead.values())
@@ -195,12 +154,20 @@ def print_quantization(console: Console, result: Quantization, settings: Setting
             f"({result.source_bytes / max(result.target_bytes, 1):.1f}x smaller)",
         )
     )
+    if page is not None:
+        rows.append(("report", str(page)))
     if result.comparison is None and calibration.source:
         rows.append(("verified", "no: give sample inputs with -i"))
     _print_rows(console, rows)
     if result.comparison is not None:
         print_comparison(console, result.comparison)
-        advice = remedies(result.comparison, settings, calibration.images)
+        advice = remedies(
+            result.comparison,
+            settings,
+            calibration.images,
+            result.convergence,
+            is_tuned=is_tuned,
+        )
         zero_points = not settings.blob_solver.symmetric or not settings.weight_solver.symmetric
         if settings.target == "tnn" and zero_points:
             advice.append(
@@ -311,64 +278,21 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
 
 
-def verdict(comparison: Comparison) -> str:
-    """Return SQNR, agreement and what they mean, in words."""
-    words = ("close to float", "usable, check it on your own metric", "poor: do not ship it")
-    agreement = comparison.agreement
-    same = "" if agreement is None else f", top-1 agreement {agreement:.1%}"
-    return f"SQNR {comparison.sqnr:.1f} dB{same}: {words[_grade(comparison)]}"
-
-
-def _grade(comparison: Comparison) -> int:
-    """Return 0 good, 1 fair, 2 poor, by what says most: top-1, agreement, else SQNR."""
-    float_top1, int8_top1 = comparison.float_top1, comparison.int8_top1
-    if comparison.images < _MANY_IMAGES or comparison.agreement is None:
-        good, fair, found = GOOD_SQNR, FAIR_SQNR, comparison.sqnr
-    elif float_top1 is not None and int8_top1 is not None:
-        good, fair, found = -0.01, -0.03, int8_top1 - float_top1
-    else:
-        good, fair, found = 0.97, 0.9, comparison.agreement
-    return int(found < good) + int(found < fair)
-
-
-def remedies(comparison: Comparison, settings: Settings, images: int) -> list[str]:
-    """Return what to try, the most promising first; empty when there is nothing to mend."""
-    advice: list[str] = []
-    worst = comparison.worst(3)
-    if _grade(comparison):
-        if settings.merge == "tensor":
-            advice.append("give weights a scale per channel: -t 1")
-        elif settings.merge == "mix" and settings.target == "tnn":
-            advice.append("give blobs a scale per channel too: -t 0")
-        if settings.blob_method in {"kl", "aciq-gauss", "aciq-laplace"}:
-            advice.append(f"{settings.blob_method} clips a lot here: try -b mse or -b minmax")
-        if settings.compat:
-            advice.append("leave out --compat tnn")
-        heavy = [node for node in worst if node.lost > _HEAVY_LOSS and node.error.sqnr < GOOD_SQNR]
-        if heavy:
-            names = ",".join(node.name for node in heavy)
-            advice.append(f"keep the worst layers in float: --float-layers {names}")
-    warning = preprocessing_warning(comparison)
-    if warning:
-        advice.append(warning)
-    if images < _FEW_IMAGES:
-        advice.append(f"calibrate on more inputs: {images} are few, 50 to 500 are usual")
-    return advice
-
-
-def preprocessing_warning(comparison: Comparison) -> str:
-    """Return what to check where the float network's own outputs look wrong, else ""."""
-    if comparison.float_top1 is not None and comparison.float_top1 < _suspicious(comparison):
-        return (
-            "the float network itself is hardly right: check --preset or -n, -s, -r, --resize, and "
-            "the labels"
-        )
-    if comparison.doubt is not None and comparison.doubt > _DOUBT:
-        return (
-            "the float network can hardly tell the inputs apart (its softmax is nearly uniform): "
-            "check the preprocessing, --preset or -n, -s, -r, --resize"
-        )
-    return ""
+def print_report(console: Console, result: Quantization, paths: Sequence[Path]) -> None:
+    """Print the answers of the page, the worst nodes and what was written."""
+    images = result.calibration.images
+    rows = [("int8", _coverage(result.graph, result.table.float_nodes, int8_mac_share(result)))]
+    rows += [
+        (answer.question.partition(" ")[0].lower(), f"{answer.short}. {answer.text}")
+        for answer in answers(result.comparison, None, images, result.convergence)
+    ]
+    rows.append(
+        ("written", f"{paths[0]} ({size(paths[0].stat().st_size)}), {len(paths) - 1} tables")
+    )
+    _print_rows(console, rows)
+    if result.comparison is not None:
+        print_comparison(console, result.comparison)
+        _print_advice(console, remedies(result.comparison, None, images, result.convergence))
 
 
 def print_warning(console: Console, comparison: Comparison) -> None:
@@ -377,17 +301,14 @@ def print_warning(console: Console, comparison: Comparison) -> None:
     _print_advice(console, [warning] if warning else [])
 
 
-def _suspicious(comparison: Comparison) -> float:
-    """Top-1 under which the preprocessing is doubted rather than the quantization."""
-    return 0.1 if comparison.images >= _FEW_IMAGES else 0.0
-
-
-def _coverage(graph: Graph, float_nodes: Mapping[str, str]) -> str:
-    """Return how many nodes run in int8, and why the others do not."""
+def _coverage(graph: Graph, float_nodes: Mapping[str, str], macs: float) -> str:
+    """Return how many nodes and what share of the MACs run in int8, and why others do not."""
     reasons: dict[str, list[str]] = {}
     for name, reason in float_nodes.items():
         reasons.setdefault(reason, []).append(name)
-    text = f"{len(graph.nodes) - len(float_nodes)} of {len(graph.nodes)} nodes"
+    text = (
+        f"{len(graph.nodes) - len(float_nodes)} of {len(graph.nodes)} nodes, {macs:.1%} of the MACs"
+    )
     for reason, names in reasons.items():
         text += f"; float: {_shorten(names)} ({reason})"
     return text
@@ -418,26 +339,130 @@ def _print_advice(console: Console, advice: Sequence[str]) -> None:
             console.print(f"  - {escape(line)}", highlight=False)
 
 
-def save_nodes(comparison: Comparison, path: Path) -> None:
-    """Write `node_frame` as .csv or .parquet."""
-    from quantjit.table import save_frame
+# ------------------------------------------------------------------ searches
 
-    save_frame(node_frame(comparison), path)
+
+def _effect_rows(effects: Sequence[Effect]) -> list[tuple[str, str]]:
+    """Return a row for each pass that was tried."""
+    rows = []
+    for effect in effects:
+        kept = "kept" if effect.is_kept else "not kept"
+        detail = f"; {effect.detail}" if effect.detail else ""
+        change = f"SQNR {effect.before:.2f} -> {effect.after:.2f} dB"
+        rows.append(("pass", f"{effect.name} {kept}: {change}{detail}"))
+    return rows
+
+
+def _mixed_rows(mixed: Mixed | None) -> list[tuple[str, str]]:
+    """Return what was left float to meet a target, and what it bought."""
+    if mixed is None:
+        return []
+    share = _percent(mixed.int8_macs, mixed.macs)
+    before, after = mixed.before, mixed.after
+    change = f"SQNR {before.sqnr:.2f} -> {after.sqnr:.2f} dB"
+    if before.agreement is not None and after.agreement is not None:
+        change += f", agreement {before.agreement:.1%} -> {after.agreement:.1%}"
+    rows = [("MACs", f"{share} of {size(mixed.macs, '')} in int8; {change}")]
+    for index, node in enumerate(mixed.bought):
+        macs = f"{_percent(node.macs, mixed.macs)} of the MACs"
+        text = f"{node.name} ({node.op}): {macs}, {node.lost:+.2f} dB against int8"
+        rows.append(("left float" if not index else "", text))
+    if mixed.missed:
+        rows.append(("missed", f"{mixed.missed}, whatever is left float"))
+    return rows
+
+
+def print_leaderboard(console: Console, tuned: Tuned) -> None:
+    """Print the best settings and the original's default, with the margin of the winner."""
+    places = dict(enumerate(tuned.candidates, 1))
+    shown = {n: each for n, each in places.items() if n <= _PLACES or each.is_default}
+    has_labels = any(each.top1 is not None for each in shown.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "blobs", "weights", "scales", "passes"):
+        table.add_column(column)
+    for column in ("SQNR dB", "agrees", *(("top-1",) if has_labels else ()), "inputs"):
+        table.add_column(column, justify="right")
+    table.add_column("", overflow="fold")
+    for place, each in shown.items():
+        settings = each.settings
+        verdict = each.verdict + ("; default of TNN's tool" if each.is_default else "")
+        row = [str(place), settings.blob_method, settings.weight_method, settings.merge]
+        row += [",".join(settings.passes), f"{each.sqnr:.2f}", _optional(each.agreement)]
+        row += [_optional(each.top1)] if has_labels else []
+        table.add_row(*row, str(each.images), escape(verdict))
+    winner, default = tuned.candidates[0], tuned.default
+    margin = f"{winner.sqnr - default.sqnr:+.2f} dB against the default of TNN's tool"
+    if winner.is_default:
+        margin = "nothing is better than the default of TNN's tool"
+    console.print()
+    console.print(table)
+    console.print(
+        f"{len(places)} settings tried in {tuned.seconds:.1f} s on {tuned.held_out} held-out "
+        f"inputs; {margin}",
+        highlight=False,
+    )
+
+
+def print_tuned(console: Console, tuned: Tuned) -> None:
+    """Print the network that was written, and what it won against."""
+    print_quantization(console, tuned.quantization, tuned.settings, is_tuned=True)
+    print_leaderboard(console, tuned)
+
+
+def _optional(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def print_sensitivity(console: Console, found: Sensitivity, settings: Settings) -> None:
+    """Print the nodes, the most harmful first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("node", overflow="fold")
+    table.add_column("op")
+    for column in ("MACs", "alone dB", "without dB", "gain dB", "layer dB", "lost dB"):
+        table.add_column(column, justify="right")
+    for row in found.nodes:
+        proxy = ("-", "-")
+        if row.layer_sqnr is not None and row.lost is not None:
+            proxy = f"{row.layer_sqnr:.1f}", f"{row.lost:.1f}"
+        table.add_row(
+            escape(row.name),
+            row.op,
+            size(row.macs, ""),
+            f"{row.alone:.1f}",
+            f"{row.without:.1f}",
+            f"{row.without - found.whole.sqnr:+.2f}",
+            *proxy,
+        )
+    console.print(table)
+    total = found.int8_macs + found.float_macs
+    console.print(
+        f"\n{settings}: SQNR {found.whole.sqnr:.1f} dB with all {len(found.nodes)} nodes in int8 "
+        f"({_percent(found.int8_macs, total)} of the MACs), on {found.images} inputs\n"
+        "alone: only this node in int8; without: all but it; gain: what leaving it float buys; "
+        "layer, lost: SQNR of its output in the int8 network, and against its inputs",
+        highlight=False,
+    )
 
 
 __all__ = [
     "NodeError",
     "convergence_frame",
     "inspection_frame",
+    "leaderboard_frame",
     "node_frame",
     "print_comparison",
     "print_conversion",
     "print_gathered",
     "print_inspection",
+    "print_leaderboard",
     "print_quantization",
+    "print_report",
+    "print_sensitivity",
+    "print_tuned",
     "print_warning",
     "remedies",
     "save_convergence",
     "save_nodes",
+    "sensitivity_frame",
     "verdict",
 ]

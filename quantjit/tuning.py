@@ -486,4 +486,7 @@ def _from_file(path: Path, graph: Graph, settings: Settings, preprocess: Preproc
         more = evidence.from_file(path, graph, first, preprocess)
     except DataError:
         return found
-    return replace(found, stats=dict(found.stats) | dict(more.stats))
+    stats: dict[str, BlobStats] = {}
+    for each in (found, more):
+        stats |= {blob: s for blob, s in each.stats.items() if isinstance(s, BlobStats)}
+    return replace(found, stats=stats)
