@@ -37,6 +37,11 @@ class Pixels:
     shape: Shape
     rows: Mapping[str, int]
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether `write` came to its end there."""
+        return (folder / _INDEX).is_file()
+
     @classmethod
     def load(cls, folder: Path) -> "Pixels":
         """Open what `write` made."""
@@ -87,8 +92,8 @@ def write(
     """Decode and resize the images among `files` into a folder; return where they are.
 
     shape: (1, C, H, W).  Those that cannot be decoded are left out: who needs them says so.  At
-    most so many bytes are written; what does not fit is left out too.  on_progress: called after each
-    image.
+    most so many bytes are written; what does not fit is left out too.  on_progress: called after
+    each image.
     """
     size = int(np.prod(shape[1:]))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]

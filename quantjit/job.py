@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -310,17 +310,3 @@ def perform(task: Task, events: TextIO) -> int:
 def _end_with_the_other_side(source: Any) -> None:
     source.read()
     os._exit(_ORPHANED)
-
-
-def settings_facts(entry: Entry) -> dict[str, Any]:
-    """Return everything of an entry that its result depends on but the content of files."""
-    facts = asdict(replace(entry, inputs=replace(entry.inputs, preprocess=Preprocess())))
-    facts["inputs"]["preprocess"] = asdict(entry.inputs.preprocess)
-    if not entry.is_auto:  # else they are what is searched for
-        facts.pop("gates")
-    paths = ("path", "weights", "input_path", "labels", "verify_path")
-    return {key: value for key, value in facts.items() if key not in paths}
-
-
-if __name__ == "__main__":
-    main()

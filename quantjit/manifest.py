@@ -188,8 +188,8 @@ KEYS: Mapping[str, Callable[[Any], Any]] = {
     "resize": _one_of(("stretch", "crop", "none")),
     "resize_shorter": _whole(1),
     "method": _one_of(("auto", "fixed")),
-    "blob_method": lambda value: _one_of(tuple(solvers.blob_solvers()))(value),
-    "weight_method": lambda value: _one_of(tuple(solvers.weight_solvers()))(value),
+    "blob_method": _one_of(tuple(solvers.blob_solvers())),
+    "weight_method": _one_of(tuple(solvers.weight_solvers())),
     "merge": _one_of(MERGES),
     "passes": _passes,
     "exclude": _names,
@@ -339,28 +339,14 @@ class _Reader:
 
     def _entries(self, place: str, shared: Table, own: Table) -> list[Entry]:
         """Return the models of one table."""
-        pattern = own.get("path")
-        if pattern is None:
-            if not any(m.startswith(f"{place}key 'path'") for m in self._mistakes):
-                self._wrong(place, "path", "is missing: which model, or a pattern such as *.onnx")
-            return []
-        is_pattern = bool(_GLOB & set(pattern))
-        expanded = str(Path(pattern).expanduser())
-        single = self._path(pattern)
-        files = _models_of(self._folder, expanded) if is_pattern else [single]
-        if is_pattern and not files:
-            self._wrong(place, "path", f"no model fits {pattern!r}")
-        if single is not None and not is_pattern and single.suffix.lower() not in suffixes():
-            self._wrong(place, "path", f"is no model, which are files {' '.join(suffixes())}")
-            return []
         values = {**shared, **own}
-        if "inputs" not in values:
+        files = self._files(place, own)
+        if files and "inputs" not in values:
             self._wrong(place, "inputs", "is missing here and in [defaults]: a folder of inputs")
             return []
         if len(files) > 1 and "name" in own and "{stem}" not in own["name"]:
-            self._wrong(
-                place, "name", f"{len(files)} models fit the path: say e.g. '{{stem}}-{own['name']}'"
-            )
+            hint = f"say e.g. '{{stem}}-{own['name']}'"
+            self._wrong(place, "name", f"{len(files)} models fit the path: {hint}")
         for key in ("weights", "input_shape"):
             if len(files) > 1 and key in own:
                 self._wrong(place, key, f"{len(files)} models fit the path: it belongs to one")
@@ -372,8 +358,6 @@ class _Reader:
             return []
         found = []
         for file in files:
-            if file is None:
-                continue
             target = values.get("format") or formats.format_of(file).name
             try:
                 chosen = replace(settings, target=target)
@@ -382,6 +366,24 @@ class _Reader:
                 break
             found.append(self._entry(file, values, how, chosen, gates, _is_auto((shared, own))))
         return found
+
+    def _files(self, place: str, own: Table) -> list[Path]:
+        """Return the model files of one table."""
+        pattern = own.get("path")
+        if pattern is None:
+            if not any(said.startswith(f"{place}key 'path'") for said in self._mistakes):
+                self._wrong(place, "path", "is missing: which model, or a pattern such as *.onnx")
+            return []
+        if _GLOB & set(pattern):
+            files = _models_of(self._folder, str(Path(pattern).expanduser()))
+            if not files:
+                self._wrong(place, "path", f"no model fits {pattern!r}")
+            return files
+        single = self._path(pattern)
+        if single is None or single.suffix.lower() not in suffixes():
+            self._wrong(place, "path", f"is no model, which are files {' '.join(suffixes())}")
+            return []
+        return [single]
 
     def _entry(
         self,

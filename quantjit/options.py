@@ -15,6 +15,7 @@ from quantjit.dataset import parse_numbers
 from quantjit.images import PRESETS
 from quantjit.quantizer import ACTIVATIONS, MERGES, PASSES, TARGETS
 
+
 def _choice(names: Mapping[str, str]) -> Any:
     """Return a parser of a name or TNN's number for it; `names` maps both to the name."""
 
@@ -683,7 +684,7 @@ def with_preset(options: InputOptions) -> InputOptions:
     if options.preset is None:
         return options
     preset = PRESETS[options.preset]
-    says = {
+    says: dict[str, Any] = {
         "bias": preset.bias,
         "scale": preset.scale,
         "reverse_channel": preset.channel_order,
