@@ -285,13 +285,16 @@ def _preprocess_facts(preprocess: Preprocess) -> dict[str, Any]:
     return facts
 
 
-def blobs_to_gather(graph: Graph, merge: str) -> dict[str, int]:
+def blobs_to_gather(graph: Graph, merge: str, target: str = "tnn") -> dict[str, int]:
     """Return blob name -> rows for a statistics file: all blobs that any settings may ask for.
 
-    merge: "channel" for rows a channel, which serve every merge type; else one row a blob.
+    merge: "channel" for rows a channel, which serve every merge type; else one row a blob.  target:
+    "onnx" adds what is int8 there only.
     """
     shapes = infer_shapes(graph)
     blobs = quantizer.observed_blobs(graph, shapes, Settings(merge="mix"))
+    if target == "onnx":
+        blobs |= quantizer.observed_blobs(graph, shapes, Settings(target="onnx"))
     if merge != "channel":
         return blobs
     return blobs | quantizer.observed_blobs(graph, shapes, Settings(merge="channel"))

@@ -61,7 +61,7 @@ class Look:
 
     def _facts(self, entry: Entry) -> dict[str, Any]:
         graph = pipeline.load(entry.path, entry.weights, entry.shapes)
-        rows = blobs_to_gather(graph, entry.settings.merge)
+        rows = blobs_to_gather(graph, entry.settings.merge, entry.settings.target)
         taken = {}
         for threads in range(1, self.threads + 1):
             plan = planning.plan(graph, rows, memory=self.memory, jobs=threads)
@@ -267,11 +267,11 @@ class _Throttled:
 
 def main() -> None:
     """Run the task on standard input."""
-    source = sys.stdin.buffer
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    task: Task = pickle.load(source)  # of the process that started this one
-    threading.Thread(target=_end_with_the_other_side, args=(source,), daemon=True).start()
+    with os.fdopen(os.dup(0), "rb") as source:
+        task: Task = pickle.load(source)  # of the process that started this one
+    threading.Thread(target=_end_with_the_other_side, daemon=True).start()
     sys.exit(perform(task, events))
 
 
@@ -307,6 +307,7 @@ def perform(task: Task, events: TextIO) -> int:
     return 0
 
 
-def _end_with_the_other_side(source: Any) -> None:
-    source.read()
+def _end_with_the_other_side() -> None:
+    while os.read(0, 1):  # no stream: its lock would be held while the interpreter ends
+        pass
     os._exit(_ORPHANED)

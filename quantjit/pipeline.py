@@ -463,7 +463,8 @@ def calibrate_files(
     dataset = inputs.open(input_path, graph)
     if shard is not None:
         dataset = dataset.shard(*shard)
-    channels = evidence.blobs_to_gather(graph, merge)
+    wanted = target or formats.format_of(proto).name
+    channels = evidence.blobs_to_gather(graph, merge, wanted)
     plan = planning.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
     base_path = output if append else None
