@@ -8,6 +8,7 @@ decoder: up to 3 grey levels, 0.06 on average, seen on 100 photographs.
 
 import struct
 import threading
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,6 +64,34 @@ class Preprocess:
         if self.resize_shorter is not None and self.resize_shorter < 1:
             raise UsageError(f"the shorter side must be 1 pixel or more, got {self.resize_shorter}")
 
+    def sized(self, file: Path, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+        """Return an encoded image as uint8 (H, W, C) of the network's size, not yet normalized.
+
+        shape: (1, C, H, W).  Raises DataError.
+        """
+        pixels = decode_image(file, data, shape[1])
+        if self.resize == "none" and pixels.shape[:2] != shape[2:]:
+            found, wanted = (f"{w} x {h}" for h, w in (pixels.shape[:2], shape[2:]))
+            raise DataError(file, f"is {found} pixels, the network takes {wanted}")
+        return self.fitted(pixels, shape)
+
+    def fitted(self, pixels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
+        """Return uint8 (h, w, C) pixels stretched or cropped to the network's size."""
+        if self.resize == "crop":
+            return _crop(pixels, shape[2], shape[3], self.resize_shorter)
+        return resize(pixels, shape[2], shape[3])
+
+
+PRESETS: Mapping[str, Preprocess] = {
+    "imagenet-torch": Preprocess(
+        (123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375), "rgb", "crop"
+    ),
+    "imagenet-caffe": Preprocess((103.939, 116.779, 123.68), (1.0,), "bgr", "crop"),
+    "tf": Preprocess((127.5,), (1 / 127.5,), "rgb", "crop"),
+    "unit": Preprocess((0.0,), (1 / 255,), "rgb"),
+}
+"""Preprocessing by name: what the networks of a framework are usually trained with."""
+
 
 def check_numbers(preprocess: Preprocess, shape: Shape) -> None:
     """Every channel needs its bias and scale; TNN's tool is often given four for three."""
@@ -78,11 +107,8 @@ def image_tensor(
     """Return an encoded image as float32 (1, C, H, W); `file` is what it is called in errors."""
     if len(shape) != 4 or shape[1] not in {1, 3, 4}:
         raise DataError(file, f"an image does not fit the network input {shape}; give .npy or .txt")
-    pixels = decode_image(file, data, shape[1])
-    if preprocess.resize == "none" and pixels.shape[:2] != shape[2:]:
-        found, wanted = (f"{width} x {height}" for height, width in (pixels.shape[:2], shape[2:]))
-        raise DataError(file, f"is {found} pixels, the network takes {wanted}")
-    return to_tensor(pixels, shape, preprocess)
+    check_numbers(preprocess, shape)
+    return _normalized(preprocess.sized(file, data, shape), shape, preprocess)
 
 
 def decode_image(file: Path, data: bytes, channels: int) -> NDArray[np.uint8]:
@@ -170,11 +196,13 @@ def to_tensor(
 ) -> NDArray[np.float32]:
     """Resize and normalize uint8 (h, w, C) pixels to float32 (1, C, H, W)."""
     check_numbers(preprocess, shape)
+    return _normalized(preprocess.fitted(pixels, shape), shape, preprocess)
+
+
+def _normalized(
+    pixels: NDArray[np.uint8], shape: Shape, preprocess: Preprocess
+) -> NDArray[np.float32]:
     channels, height, width = shape[1:]
-    if preprocess.resize == "crop":
-        pixels = _crop(pixels, height, width, preprocess.resize_shorter)
-    else:
-        pixels = resize(pixels, height, width)
     out = np.empty((1, channels, height, width), np.float32)
     kernels.normalize_into(
         pixels,

@@ -12,25 +12,8 @@ from typing import Any, Optional
 
 from quantjit import solvers
 from quantjit.dataset import parse_numbers
+from quantjit.images import PRESETS
 from quantjit.quantizer import ACTIVATIONS, MERGES, PASSES, TARGETS
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "imagenet-torch": {
-        "bias": (123.675, 116.28, 103.53),
-        "scale": (1 / 58.395, 1 / 57.12, 1 / 57.375),
-        "reverse_channel": "rgb",
-        "resize": "crop",
-    },
-    "imagenet-caffe": {
-        "bias": (103.939, 116.779, 123.68),
-        "scale": (1.0,),
-        "reverse_channel": "bgr",
-        "resize": "crop",
-    },
-    "tf": {"bias": (127.5,), "scale": (1 / 127.5,), "reverse_channel": "rgb", "resize": "crop"},
-    "unit": {"bias": (0.0,), "scale": (1 / 255,), "reverse_channel": "rgb"},
-}
-"""Preprocessing by name: what the networks of a framework are usually trained with."""
 
 
 def _choice(names: Mapping[str, str]) -> Any:
@@ -792,10 +775,13 @@ def with_preset(options: InputOptions) -> InputOptions:
     """Return the options with what their preset says where they say nothing themselves."""
     if options.preset is None:
         return options
-    defaults = {item.name: item.default for item in fields(InputOptions)}
-    given = {
-        name: value
-        for name, value in PRESETS[options.preset].items()
-        if getattr(options, name) == defaults[name]
+    preset = PRESETS[options.preset]
+    says: dict[str, Any] = {
+        "bias": preset.bias,
+        "scale": preset.scale,
+        "reverse_channel": preset.channel_order,
+        "resize": preset.resize,
     }
+    defaults = {item.name: item.default for item in fields(InputOptions)}
+    given = {name: x for name, x in says.items() if getattr(options, name) == defaults[name]}
     return replace(options, **given)

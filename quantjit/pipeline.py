@@ -549,6 +549,8 @@ def calibrate_files(
     until_stable: bool = False,
     on_progress: OnProgress = no_progress,
     stop: Callable[[], bool] = lambda: False,
+    shapes: Mapping[str, Shape] | None = None,
+    target: str | None = None,
 ) -> Gathered:
     """Gather the statistics of a network in a file that `run` solves from.
 
@@ -557,6 +559,8 @@ def calibrate_files(
     where there is one.  every: checkpoints after so many inputs or seconds.  marks: see
     `quantjit.dataset.MARKS`.  stop: see `Gathering.run`; Interrupted is raised when the checkpoint
     is written.  until_stable: end once the scales hardly move; see `quantjit.convergence`.
+    shapes: of inputs by name.  target: format that the network is to be written in, None for its
+    own.
     """
     if until_stable and resume:
         raise UsageError(
@@ -564,9 +568,11 @@ def calibrate_files(
             "goes through all inputs"
         )
     inputs = inputs or Inputs()
-    graph = load(proto, model)
+    graph = load(proto, model, shapes)
     if graph.is_quantized:
         raise FormatError(proto, "", "a float network", "one that is quantized already")
+    if target is not None:
+        graph = fuse_activation(_fitted(read(proto, model, shapes), target)[0])
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent}: no such folder to write to")
     checkpoint = output.with_name(f"{output.name}.checkpoint")

@@ -120,6 +120,22 @@ def threads_to_verify(graph: Graph, channels: Mapping[str, int], memory: int | N
     """
     if memory is None:
         return cores()
+    kept, each = _bytes_of_verifying(graph, channels, memory)
+    return max(1, min(cores(), (memory - kept) // max(each, 1)))
+
+
+def bytes_to_verify(
+    graph: Graph, channels: Mapping[str, int], memory: int | None, threads: int
+) -> int:
+    """Return what the process takes at most while so many threads compare, see `plan`."""
+    kept, each = _bytes_of_verifying(graph, channels, memory)
+    return kept + each * threads
+
+
+def _bytes_of_verifying(
+    graph: Graph, channels: Mapping[str, int], memory: int | None
+) -> tuple[int, int]:
+    """Return the bytes that are there once, and those of each thread."""
     alone = plan(graph, channels, memory=memory, jobs=1, batch=1)
     weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
     blobs, arena = plan_memory(graph)
@@ -127,7 +143,7 @@ def threads_to_verify(graph: Graph, channels: Mapping[str, int], memory: int | N
     kept = (
         alone.program_bytes + _INT8_PROGRAM_BYTES + 2 * weights + alone.statistics_bytes // _COPIES
     )
-    return max(1, min(cores(), (memory - kept) // max(each, 1)))
+    return kept, each
 
 
 def batched(graph: Graph, batch: int) -> Graph | None:

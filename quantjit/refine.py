@@ -222,7 +222,13 @@ def _equalized(
     """Return the network with channels equalized, None where there is nothing to equalize."""
     shapes = infer_shapes(graph)
     rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
-    found = equalize(graph, gather(graph, rows))
+    is_tnn = settings.target == "tnn"
+    found = equalize(
+        graph,
+        gather(graph, rows),
+        weights="tensor" if settings.merge == "tensor" else "channel",
+        symmetric=is_tnn or settings.symmetric,
+    )
     if not found.groups:
         return None
     shapes = infer_shapes(found.graph)
