@@ -508,3 +508,27 @@ def requantize_even(sums, factor, zero_point, low=-128, high=127):
     """Codes of int32 sums: float32 product, halves to even, zero point, clipped to low and high."""
     quotient = sums.astype(np.float32) * np.float32(factor)
     return np.clip(round_even(quotient, zero_point), low, high).astype(np.int8)
+
+
+def patches(image, kernel, stride, pads, dilation, out):
+    """What each weight of a convolution meets: (C * kh * kw, outputs) of a (C, H, W) image."""
+    (kernel_h, kernel_w), (stride_h, stride_w), (top, left) = kernel, stride, pads
+    rows = []
+    for plane in image:
+        for i in range(kernel_h):
+            for j in range(kernel_w):
+                row = np.zeros(out, image.dtype)
+                for y in range(out[0]):
+                    for x in range(out[1]):
+                        at_y = y * stride_h + i * dilation[0] - top
+                        at_x = x * stride_w + j * dilation[1] - left
+                        if 0 <= at_y < plane.shape[0] and 0 <= at_x < plane.shape[1]:
+                            row[y, x] = plane[at_y, at_x]
+                rows.append(row.ravel())
+    return np.array(rows)
+
+
+def output_error(weights, steps, codes, second):
+    """Mean square that errors of weights make of the outputs, a row each: e H e^T."""
+    error = weights - steps[:, None] * codes
+    return np.einsum("rk,kl,rl->r", error, second, error)

@@ -43,10 +43,9 @@ def encode_into(
         low, high = float(lowest - int(zeros[c])), float(127 - int(zeros[c]))
         for y in range(height):
             for x in range(width):
-                value = np.float64(image[c, y, x]) * inverse
-                value = np.float64(
-                    min(max(value, -_FARTHEST), _FARTHEST) if value == value else 0.0
-                )
+                value = np.float64(image[c, y, x])
+                value = np.float64(value * inverse if value == value and inverse > 0.0 else 0.0)
+                value = np.float64(min(max(value, -_FARTHEST), _FARTHEST))
                 code = min(max(np.rint(value), low), high)
                 codes[c, y, x] = np.int16(int(code))
                 rest[c, y, x] = int(np.rint((value - code) * REST_UNITS))
