@@ -82,7 +82,7 @@ def refine(
         return plain
     if samples is None:
         raise UsageError("--passes learn from inputs and are judged on them: give -i")
-    learned, judged = _divide(samples)
+    learned, judged = divide(samples)
     judge = Judge(graph, judged, jobs=jobs)
     workshop = _Workshop(settings, Collected(learned), judge, jobs, on_progress)
     made = workshop.repair(plain)
@@ -179,7 +179,7 @@ class _Workshop:
         return [score.sqnr for score in self._judge.measure_all(networks)]
 
 
-def _divide(samples: Samples) -> tuple[list[Sample], list[Sample]]:
+def divide(samples: Samples) -> tuple[list[Sample], list[Sample]]:
     """Return inputs to learn from and to judge on, from files spread evenly over all.
 
     They are the same where there is one only.  Files that cannot be used are passed over: who
