@@ -150,7 +150,7 @@ networks = st.builds(
     st.sampled_from(["weights", "activations", "both"]),
     st.sampled_from(["channel", "tensor"]),
 )
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_the_network_stays_the_same_function(graph, what, weights):
     inputs = models.random_inputs(graph, 2)
     stats = gather(graph, inputs)

@@ -69,6 +69,7 @@ def test_of_uniform_values_nothing_is_clipped(name):
     assert found == pytest.approx(expected, rel=3e-3 if name == "noise" else 1e-3)
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("codes", [127, 255])
 @pytest.mark.parametrize("outliers", [1, 3])
 @pytest.mark.parametrize(("name", "weight"), [("mse", 1), ("noise", 4)])
@@ -81,6 +82,7 @@ def test_few_outliers_are_worth_what_their_squares_say(name, weight, codes, outl
     assert BLOBS[name].threshold(stats, codes)[0] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("name", CLIPPING)
 def test_a_single_outlier_is_clipped(name):
     x = np.concatenate([np.random.default_rng(0).normal(0, 1, 60_000), [50.0]])
@@ -88,6 +90,7 @@ def test_a_single_outlier_is_clipped(name):
     assert found < 48 if name in {"mse", "noise"} else found < 8
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("name", CLIPPING)
 def test_a_far_mode_of_weight_is_kept(name):
     """Half of the values near 1, half near 10: to clip the second costs more than any step."""
@@ -96,6 +99,7 @@ def test_a_far_mode_of_weight_is_kept(name):
     assert BLOBS[name].threshold(gather(x), 127)[0] >= 9.9
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("name", CLIPPING)
 def test_a_relu_changes_no_threshold_but_the_percentile(name):
     """Zeros are exact with any step: what is left of a cut blob decides."""
@@ -108,6 +112,7 @@ def test_a_relu_changes_no_threshold_but_the_percentile(name):
         assert found == expected
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("name", BLOBS)
 def test_relu6_never_gets_a_range_above_6(name):
     if not BLOBS[name].symmetric:
