@@ -461,7 +461,9 @@ class _Team:
             record |= {
                 "outcome": None,
                 "kind": message.get("kind", "ended"),
-                "error": _one_line(message.get("error") or ended.reason),
+                "error": _one_line(message.get("error") or ended.reason).replace(
+                    str(staged), str(self._output / entry.name)
+                ),
             }
             self._keep_log_only(staged)
         else:
