@@ -77,12 +77,12 @@ def write(folder: Path, input_path: Path | None, output: Path, *, replaces: bool
     )
     if not models:
         raise UsageError(f"{folder}: holds no model, which are files {' '.join(suffixes())}")
-    save_bytes(text(models, input_path, output).encode(), output)
+    save_bytes(text(models, folder, input_path, output).encode(), output)
     return len(models)
 
 
-def text(models: list[Path], input_path: Path | None, output: Path) -> str:
-    """Return a manifest of these models, to be written at `output`."""
+def text(models: list[Path], folder: Path, input_path: Path | None, output: Path) -> str:
+    """Return a manifest of these models under a folder, to be written at `output`."""
     home = output.absolute().parent
     if input_path is None:
         inputs = '# inputs = "images"        # to be filled in: the folder of sample inputs'
@@ -92,7 +92,7 @@ def text(models: list[Path], input_path: Path | None, output: Path) -> str:
     parts = [_HEAD.format(name=output.name, inputs=inputs)]
     for file in models:
         place = _relative(file, home)
-        name = "-".join(Path(_relative(file, models[0].parent)).parts).replace("..-", "")
+        name = "-".join(file.relative_to(folder).parts)
         own = f"name = {_quoted(name)}\n" if names[file.name.lower()] > 1 else ""
         parts.append(_table(file, glob.escape(place), own))
     return "\n".join(parts)

@@ -148,7 +148,9 @@ def test_every_mistake_is_named_at_once(place):
     assert "key 'colour': unknown; known: output, defaults, model" in said
     assert "[defaults] key 'preset': did you mean 'imagenet-torch'?" in said
     assert "[defaults] key 'path': unknown; it belongs to one [[model]]" in said
-    assert "[[model]] 1 (models/b.onnx) key 'blob_metod': unknown; did you mean 'blob_method'" in said
+    assert (
+        "[[model]] 1 (models/b.onnx) key 'blob_metod': unknown; did you mean 'blob_method'" in said
+    )
     assert "[[model]] 1 (models/b.onnx) key 'min_sqnr': expected a number, found 'high'" in said
     assert "[[model]] 1 (models/b.onnx) key 'inputs': is missing" in said
     assert "[[model]] 2 (models/*.caffe) key 'path': no model fits" in said
