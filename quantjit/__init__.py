@@ -2,16 +2,21 @@
 
 The steps, in order::
 
-    graph = quantjit.load("net.tnnproto")            # float network, activations fused
-    data = quantjit.Dataset.open(Path("images"), quantjit.input_shapes(graph))
-    evidence = quantjit.calibrate(graph, data, settings)
-    table = quantjit.solve(graph, evidence.stats, settings)
+    graph = quantjit.load("net.onnx")                     # float network, activations fused
+    settings = quantjit.Settings(target="onnx")           # methods, granularity, what stays float
+    evidence = quantjit.calibrate(graph, images, settings)
+    table = quantjit.solve(graph, evidence, settings)
     int8 = quantjit.quantize(graph, table, settings)
-    quantjit.save(int8, "net_quantized.tnnproto")
-    quantjit.verify(graph, int8, data)
+    quantjit.save(int8, "net_int8.onnx")
+    quantjit.verify(graph, int8, images)
 
-Importing this package compiles nothing and imports neither numba nor polars: each name is loaded
-when it is first used.
+or all of them: ``quantjit.quantize_model("net.onnx", images, "net_int8.onnx")``.  `images` is a
+folder, an array, a data loader, a reader, a generator: see `quantjit.sources`.  `quantjit.explore`
+has tables and plots of what came of it.
+
+The names in ``__all__`` with their signatures are the stable surface; everything else may change
+between releases.  Importing this package compiles nothing and imports neither numba nor polars:
+each name is loaded when it is first used.
 """
 
 from importlib import import_module
@@ -20,23 +25,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantjit.calibration import calibrate
+    import quantjit.explore as explore
+    from quantjit.api import (
+        calibrate,
+        load,
+        quantize,
+        save,
+        solve,
+        verify,
+    )
+    from quantjit.calibration import Calibration
     from quantjit.dataset import ArraySamples, Dataset
     from quantjit.errors import QuantJitError
     from quantjit.executor import Executor
-    from quantjit.formats import save
     from quantjit.graph import Graph, Node
     from quantjit.images import Preprocess
-    from quantjit.pipeline import input_shapes, load, run, verify
+    from quantjit.metrics import Comparison
+    from quantjit.pipeline import Quantization, input_shapes, run
     from quantjit.quant import QuantParams
-    from quantjit.quantizer import Settings, quantize, solve
+    from quantjit.quantizer import Settings
     from quantjit.stats import BlobStats
     from quantjit.table import CalibrationTable
+    from quantjit.whole import analyze, quantize_model, report, tune
 
 _HOMES = {
     "ArraySamples": "dataset",
     "BlobStats": "stats",
+    "Calibration": "calibration",
     "CalibrationTable": "table",
+    "Comparison": "metrics",
     "Dataset": "dataset",
     "Executor": "executor",
     "Graph": "graph",
@@ -44,21 +61,28 @@ _HOMES = {
     "Preprocess": "images",
     "QuantJitError": "errors",
     "QuantParams": "quant",
+    "Quantization": "pipeline",
     "Settings": "quantizer",
-    "calibrate": "calibration",
+    "analyze": "whole",
+    "calibrate": "api",
     "input_shapes": "pipeline",
-    "load": "pipeline",
-    "quantize": "quantizer",
+    "load": "api",
+    "quantize": "api",
+    "quantize_model": "whole",
+    "report": "whole",
     "run": "pipeline",
-    "save": "formats",
-    "solve": "quantizer",
-    "verify": "pipeline",
+    "save": "api",
+    "solve": "api",
+    "tune": "whole",
+    "verify": "api",
 }
 
 __all__ = [
     "ArraySamples",
     "BlobStats",
+    "Calibration",
     "CalibrationTable",
+    "Comparison",
     "Dataset",
     "Executor",
     "Graph",
@@ -66,20 +90,28 @@ __all__ = [
     "Preprocess",
     "QuantJitError",
     "QuantParams",
+    "Quantization",
     "Settings",
     "__version__",
+    "analyze",
     "calibrate",
+    "explore",
     "input_shapes",
     "load",
     "quantize",
+    "quantize_model",
+    "report",
     "run",
     "save",
     "solve",
+    "tune",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "explore":
+        return import_module(f"{__name__}.explore")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quantjit import quantizer
+from quantjit import markup, quantizer
 from quantjit.dataset import Dataset, Identity, Sample, Samples
 from quantjit.errors import CalibrationError, DataError, Interrupted, UsageError
 from quantjit.executor import Executor, infer_shapes
@@ -98,6 +98,28 @@ class Calibration:
     work: Work | None = None
     source: str = ""
     new_images: int = 0
+
+    def __repr__(self) -> str:
+        place = f" of {self.source}" if self.source else ""
+        bad = f", {len(self.nonfinite)} with values left out" if self.nonfinite else ""
+        return f"Calibration({self.images} inputs{place}, {len(self.stats)} blobs{bad})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(
+            repr(self),
+            ("blob", "channels", "minimum", "maximum", "mean magnitude", "channels of zeros"),
+            (
+                (
+                    blob,
+                    seen.channels,
+                    float(seen.minimum.min()),
+                    float(seen.maximum.max()),
+                    float(seen.mean_abs.mean()),
+                    int((seen.absmax == 0).sum()),
+                )
+                for blob, seen in self.stats.items()
+            ),
+        )
 
 
 class _Watch:
@@ -285,16 +307,15 @@ def _preprocess_facts(preprocess: Preprocess) -> dict[str, Any]:
     return facts
 
 
-def blobs_to_gather(graph: Graph, merge: str, target: str = "tnn") -> dict[str, int]:
+def blobs_to_gather(graph: Graph, merge: str) -> dict[str, int]:
     """Return blob name -> rows for a statistics file: all blobs that any settings may ask for.
 
-    merge: "channel" for rows a channel, which serve every merge type; else one row a blob.  target:
-    "onnx" adds what is int8 there only.
+    merge: "channel" for rows a channel, which serve every merge type; else one row a blob.
     """
     shapes = infer_shapes(graph)
-    blobs = quantizer.observed_blobs(graph, shapes, Settings(merge="mix"))
-    if target == "onnx":
-        blobs |= quantizer.observed_blobs(graph, shapes, Settings(target="onnx"))
+    blobs: dict[str, int] = {}
+    for target in quantizer.TARGETS:  # more layers run in int8 in one than in the other
+        blobs |= quantizer.observed_blobs(graph, shapes, Settings(merge="mix", target=target))
     if merge != "channel":
         return blobs
     return blobs | quantizer.observed_blobs(graph, shapes, Settings(merge="channel"))

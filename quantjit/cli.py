@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 USAGE_EXIT, GATE_EXIT, FAILED_EXIT, INTERRUPTED_EXIT = 2, 5, 6, 130
 
+_DECIDED = ("blob_method", "weight_method", "merge_type", "passes", "compat", "until_stable")
+
 _WIDTH = 120  # of what is printed where stdout is no terminal
 _SECONDS_A_LINE = 5.0  # of progress, where stderr is no terminal
 
@@ -32,6 +34,8 @@ quantjit {__version__}: post-training int8 quantization of convolutional network
 usage: quantjit COMMAND [OPTIONS]
 
   quantize   a float ONNX or TNN model and sample inputs become an int8 model, verified
+  tune       the same with the methods that keep the most, found on held-out inputs
+  analyze    what int8 costs end to end in each layer
   calibrate  gather statistics only, in a file: large sets, in shards, resumable
   merge      add up the statistics files of shards, exactly
   verify     run an int8 model beside its float one and compare them layer by layer
@@ -60,6 +64,18 @@ examples:
 writes net_quantized.onnx, or net_quantized.tnnproto and net_quantized.tnnmodel, reads it back,
 runs it beside the float network and prints how close they are. Images become
 (pixel - bias) * scale in the order of the network's channels; EXIF orientation is ignored.
+""",
+    "tune": """\
+examples:
+  quantjit tune net.onnx -i images/ --preset imagenet-torch -o net
+  quantjit tune net.onnx -i images/ --preset imagenet-torch -o net --min-sqnr 30 --mixed
+every method and granularity is solved from one pass over the inputs and run on a fifth of them that
+is held out: the best is written. With --mixed, layers stay float until the gate is met.
+""",
+    "analyze": """\
+example:
+  quantjit analyze net.onnx -i images/ --preset imagenet-torch --nodes-table nodes.csv
+runs the network with each layer alone in int8, and with all others in int8; writes no network.
 """,
     "calibrate": """\
 example:
@@ -131,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "quantize": _quantize,
+        "tune": _tune,
+        "analyze": _analyze,
         "calibrate": _calibrate,
         "merge": _merge,
         "verify": _verify,
@@ -216,18 +234,31 @@ def _parse(
     missing = required(parsed, *need)
     if missing:
         parser.error(f"{missing} is required")
-    if getattr(parsed, "min_sqnr", None) is not None and getattr(parsed, "verify", 1) == 0:
-        parser.error("--min-sqnr needs a verification, but --verify 0 asks for none")
+    gates = [flag for flag in ("min_sqnr", "max_drop") if getattr(parsed, flag, None) is not None]
+    if gates and getattr(parsed, "verify", 1) == 0:
+        flag = gates[0].replace("_", "-")
+        parser.error(f"--{flag} needs a verification, but --verify 0 asks for none")
+    if getattr(parsed, "mixed", False) and not gates:
+        parser.error("--mixed needs what it is to reach: --min-sqnr or --max-drop")
     if getattr(parsed, "stats", None) is not None and parsed.input_path is None:
-        for flag in ("min_sqnr", "labels"):
+        for flag in ("min_sqnr", "max_drop", "labels"):
             if getattr(parsed, flag) is not None:
                 parser.error(f"--{flag.replace('_', '-')} needs inputs to verify on: give -i")
+    if getattr(parsed, "auto", False):
+        chosen = {name: getattr(parsed, name) for name in _DECIDED}
+        for name, value in chosen.items():
+            if value != options.__dataclass_fields__[name].default:
+                parser.error(f"--auto decides --{name.replace('_', '-')} itself: leave it out")
+        if parsed.input_path is None:
+            parser.error("--auto needs inputs to measure on: give -i")
     return parsed
 
 
 def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> int:
-    from quantjit import report
+    from quantjit import terminal
+    from quantjit.commands import output_of
     from quantjit.formats import format_of
+    from quantjit.judge import Target
     from quantjit.options import QuantizeOptions
     from quantjit.pipeline import run
     from quantjit.quantizer import Settings
@@ -235,6 +266,8 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
     solves_only = any(word.partition("=")[0] == "--stats" for word in argv)
     need = ("proto",) if solves_only else ("proto", "input_path")
     given = _parse("quantize", options or QuantizeOptions, argv, need, program)
+    if given.auto:
+        return _write_tuned(given)
     target = given.format or format_of(given.proto).name
     settings = Settings(
         given.blob_method,
@@ -249,6 +282,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
         given.passes,
     )
     source = _source(given, given.report) if given.report else None
+    gate = Target(given.min_sqnr, given.max_drop)
     with Progress(quiet=given.quiet) as progress:
         result = run(
             given.proto,
@@ -256,7 +290,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             given.input_path,
             settings,
             inputs=_inputs(given),
-            output=Path(f"{given.output}_quantized.{'onnx' if target == 'onnx' else 'tnnproto'}"),
+            output=output_of(given.output, target),
             labels=given.labels,
             verify_inputs=given.verify,
             nonfinite=given.nonfinite,
@@ -270,6 +304,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             form=given.form,
             float_fallback=given.float_fallback,
             detail=given.report is not None,
+            target=gate if given.mixed else None,
         )
     written = None
     if source is not None:
@@ -279,16 +314,47 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
     if given.table:
         result.table.save(given.table)
     if given.nodes_table and result.comparison:
-        report.save_nodes(result.comparison, given.nodes_table)
+        terminal.save_nodes(result.comparison, given.nodes_table)
     if given.convergence and result.convergence:
-        report.save_convergence(result.convergence, given.convergence)
+        terminal.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
-        report.print_quantization(_console(), result, settings, written)
-    return _gate(result.comparison, given.min_sqnr)
+        terminal.print_quantization(_console(), result, settings, written)
+    return _gate(result.comparison, given)
+
+
+def _tune(argv: Sequence[str]) -> int:
+    from quantjit.options import TuneOptions
+
+    return _write_tuned(_parse("tune", TuneOptions, argv, ("proto", "input_path"), ""))
+
+
+def _write_tuned(given: Any) -> int:
+    from quantjit import commands, terminal
+
+    with Progress(quiet=given.quiet) as progress:
+        tuned = commands.run_tune(given, _inputs(given), progress.update)
+    result = tuned.quantization
+    if given.table:
+        result.table.save(given.table)
+    if given.nodes_table and result.comparison:
+        terminal.save_nodes(result.comparison, given.nodes_table)
+    if not given.quiet:
+        terminal.print_tuned(_console(), tuned)
+    return _gate(result.comparison, given)
+
+
+def _analyze(argv: Sequence[str]) -> int:
+    from quantjit import commands
+    from quantjit.options import AnalyzeOptions
+
+    given = _parse("analyze", AnalyzeOptions, argv, ("proto", "input_path"), "")
+    with Progress(quiet=given.quiet) as progress:
+        commands.run_analyze(given, _inputs(given), progress.update, _console())
+    return 0
 
 
 def _calibrate(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import CalibrateOptions
 
     given = _parse("calibrate", CalibrateOptions, argv, ("proto", "input_path"), "")
@@ -314,33 +380,36 @@ def _calibrate(argv: Sequence[str]) -> int:
             stop=stop.is_set,
         )
     if given.convergence and result.convergence:
-        report.save_convergence(result.convergence, given.convergence)
+        terminal.save_convergence(result.convergence, given.convergence)
     if not given.quiet:
-        report.print_gathered(_console(), result)
+        terminal.print_gathered(_console(), result)
     return 0
 
 
 def _merge(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import MergeOptions
 
     given = _parse("merge", MergeOptions, argv, ("output",), "", first=())
     result = pipeline.merge_files(given.files, given.output)
     if not given.quiet:
-        report.print_gathered(_console(), result)
+        terminal.print_gathered(_console(), result)
     return 0
 
 
-def _gate(comparison: "Comparison | None", least: float | None) -> int:
-    """Return the exit code of --min-sqnr, and say so when it is missed."""
-    if least is None or comparison is None or comparison.sqnr >= least:
+def _gate(comparison: "Comparison | None", given: Any) -> int:
+    """Return the exit code of --min-sqnr and --max-drop, and say so when one is missed."""
+    from quantjit.judge import Target
+
+    missed = "" if comparison is None else Target(given.min_sqnr, given.max_drop).missed(comparison)
+    if not missed:
         return 0
-    print(f"quantjit: SQNR {comparison.sqnr:.2f} dB is below --min-sqnr {least:g}", file=sys.stderr)
+    print(f"quantjit: {missed}", file=sys.stderr)
     return GATE_EXIT
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import VerifyOptions
 
     need = ("proto", "input_path", "quantized_proto")
@@ -357,15 +426,15 @@ def _verify(argv: Sequence[str]) -> int:
             shapes=given.input_shape,
         )
     if given.nodes_table:
-        report.save_nodes(comparison, given.nodes_table)
+        terminal.save_nodes(comparison, given.nodes_table)
     if not given.quiet:
-        report.print_comparison(_console(), comparison)
-        report.print_warning(_console(), comparison)
-    return _gate(comparison, given.min_sqnr)
+        terminal.print_comparison(_console(), comparison)
+        terminal.print_warning(_console(), comparison)
+    return _gate(comparison, given)
 
 
 def _report(argv: Sequence[str]) -> int:
-    from quantjit import page, report
+    from quantjit import page, terminal
     from quantjit.examine import examine
     from quantjit.options import ReportOptions
 
@@ -390,11 +459,11 @@ def _report(argv: Sequence[str]) -> int:
             shapes=given.input_shape,
         )
     if given.nodes_table and result.comparison:
-        report.save_nodes(result.comparison, given.nodes_table)
+        terminal.save_nodes(result.comparison, given.nodes_table)
     paths = page.write(given.output, result, None, source=source)
     if not given.quiet:
-        report.print_report(_console(), result, paths)
-    return _gate(result.comparison, given.min_sqnr)
+        terminal.print_report(_console(), result, paths)
+    return _gate(result.comparison, given)
 
 
 def _source(given: Any, folder: Path) -> Any:
@@ -414,7 +483,7 @@ def _source(given: Any, folder: Path) -> Any:
 
 
 def _inspect(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.formats import format_of
     from quantjit.options import InspectOptions
     from quantjit.quantizer import Settings
@@ -432,18 +501,18 @@ def _inspect(argv: Sequence[str]) -> int:
         memory=given.memory,
     )
     if given.nodes_table:
-        save_frame(report.inspection_frame(inspection), given.nodes_table)
-    report.print_inspection(_console(), inspection)
+        save_frame(terminal.inspection_frame(inspection), given.nodes_table)
+    terminal.print_inspection(_console(), inspection)
     return 0
 
 
 def _convert(argv: Sequence[str]) -> int:
-    from quantjit import pipeline, report
+    from quantjit import pipeline, terminal
     from quantjit.options import ConvertOptions
 
     given = _parse("convert", ConvertOptions, argv, ("proto", "output"), "", ("-p", "-o"))
     made = pipeline.convert(given.proto, given.model, given.output, shapes=given.input_shape)
-    report.print_conversion(_console(), made)
+    terminal.print_conversion(_console(), made)
     return 0
 
 
@@ -496,7 +565,7 @@ def _zoo_init(argv: Sequence[str]) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from quantjit import demo, report
+    from quantjit import demo, terminal
     from quantjit.options import DemoOptions
 
     given = _parse("demo", DemoOptions, argv, (), "")
@@ -504,7 +573,7 @@ def _demo(argv: Sequence[str]) -> int:
         result = demo.run(Path(f"{given.output}_quantized.tnnproto"), given.jobs, progress.update)
     console = _console()
     console.print(demo.command_line(given.output), style="dim", highlight=False, soft_wrap=True)
-    report.print_quantization(console, result, demo.SETTINGS)
+    terminal.print_quantization(console, result, demo.SETTINGS)
     return 0
 
 

@@ -41,6 +41,9 @@ class Convergence:
     inputs: tuple[int, ...]
     scales: Mapping[str, NDArray[np.float32]]
 
+    def __repr__(self) -> str:
+        return f"Convergence({', '.join(map(str, self.inputs))} inputs: {self.advice()})"
+
     def moves(self) -> dict[str, NDArray[np.float64]]:
         """Return, by blob, by how much its scale moved to each snapshot from the one before.
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +79,26 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class Stream(Samples, Protocol):
+    """Samples that come one after the other, perhaps of unknown number: `len` is then 0."""
+
+    def numbers(self) -> Iterator[int]:
+        """Begin a pass: fetch the inputs one by one and yield their numbers, which `load` takes.
+
+        Called, and advanced, by one thread only.
+        """
+        ...
+
+
 class ArraySamples:
     """Samples that are in memory already: one dict of float32 arrays by input name each."""
 
     def __init__(self, arrays: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
         self._samples = [Sample(f"input {i}", each) for i, each in enumerate(arrays)]
+
+    def __repr__(self) -> str:
+        return f"ArraySamples({len(self)} inputs)"
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -100,6 +115,34 @@ class ArraySamples:
         """Raise DataError if there are no samples."""
         if not self._samples:
             raise DataError("inputs", "there are none")
+
+
+class Collected:
+    """Samples that were read before, under the names of their files."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def load(self, index: int) -> Sequence[Sample]:
+        """Return the sample."""
+        return self._samples[index : index + 1]
+
+    def skip(self, error: DataError) -> None:
+        """Nothing in memory is unreadable."""
+        raise error
+
+    def check(self) -> None:
+        """Raise DataError if there are no samples."""
+        if not self._samples:
+            raise DataError("inputs", "there are none")
+
+
+def rank(name: str) -> bytes:
+    """Return what a name is ordered by where files are chosen: the same on every machine."""
+    return hashlib.sha256(os.fsencode(name)).digest()
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -127,7 +170,7 @@ def load_ahead(
     file they are at.
     """
     under_way: deque[tuple[int, Future[R]]] = deque()
-    indices = iter(range(len(samples)))
+    indices = samples.numbers() if isinstance(samples, Stream) else iter(range(len(samples)))
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
@@ -220,6 +263,9 @@ class Dataset:
             check_numbers(preprocess, next(iter(inputs.values())))
         return cls(place, files, inputs, preprocess, max_bad)
 
+    def __repr__(self) -> str:
+        return f"Dataset({str(self._place)!r}, {len(self)} files)"
+
     def __iter__(self) -> Iterator[Sample]:
         """Yield all samples in order; see `prefetch`."""
         return prefetch(self)
@@ -238,6 +284,33 @@ class Dataset:
         count = min(count, len(usable))
         chosen = [usable[index * len(usable) // count] for index in range(count)]
         return Dataset(self._place, chosen, self._inputs, self._preprocess, self._max_bad)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of one input as tensors."""
+        return sum(4 * math.prod(shape) for shape in self._inputs.values())
+
+    def divided(
+        self, held_out: int, among: Sequence[Path] | None = None
+    ) -> tuple["Dataset", "Dataset"]:
+        """Return the rest and so many files that `rank` puts first, each in the order of files.
+
+        among: the files to choose from, by default all.  Which ones are chosen depends on their
+        names only.  Either part may use up what `max_bad` allows.
+        """
+        eligible = self.files if among is None else among
+        ranked = sorted(eligible, key=lambda file: (rank(file.name), os.fsencode(file)))
+        chosen = frozenset(ranked[:held_out])
+        parts = (
+            [file for file in self.files if file not in chosen],
+            [*filter(chosen.__contains__, self.files)],
+        )
+        shares = (min(1.0, self._max_bad * len(self) / max(len(part), 1)) for part in parts)
+        rest, kept = (
+            Dataset(self._place, part, self._inputs, self._preprocess, share)
+            for part, share in zip(parts, shares, strict=True)
+        )
+        return rest, kept
 
     def shard(self, number: int, count: int) -> "Dataset":
         """Return every `count`-th file, from the `number`-th on: 1 is the first shard.
@@ -324,7 +397,7 @@ class Dataset:
             batch = _load_txt(file, data, shape)
         else:
             batch = _load_npy(file, data, shape)
-        return _split(file, {name: batch})
+        return split_batch(file, {name: batch})
 
     def _decoded_npz(self, file: Path, data: bytes) -> tuple[Sample, ...]:
         with _load_numpy(file, data, np.lib.npyio.NpzFile) as stored:
@@ -341,8 +414,8 @@ class Dataset:
                     array = stored[names[name]]
                 except Exception as error:  # noqa: BLE001 - zip and header faults of many classes
                     raise DataError(file, f"{label}cannot be read: {first_line(error)}") from None
-                batches[name] = _fitted(file, label, array, shape)
-        return _split(file, batches)
+                batches[name] = fit_array(file, label, array, shape)
+        return split_batch(file, batches)
 
 
 def _find(place: Path) -> list[Path]:
@@ -400,7 +473,8 @@ def _read(file: Path) -> tuple[bytes, os.stat_result]:
     return data, after
 
 
-def _split(file: Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Sample, ...]:
+def split_batch(file: str | Path, batches: Mapping[str, NDArray[np.float32]]) -> tuple[Sample, ...]:
+    """Return the inputs of float32 (N, C, H, W) arrays by name one by one, each with batch 1."""
     counts = {len(batch) for batch in batches.values()}
     if len(counts) != 1:
         raise DataError(file, f"its arrays have different batch sizes: {sorted(counts)}")
@@ -431,11 +505,16 @@ def _load_numpy(file: Path, data: bytes, kind: type) -> Any:
 
 
 def _load_npy(file: Path, data: bytes, shape: Shape) -> NDArray[np.float32]:
-    return _fitted(file, "", _load_numpy(file, data, np.ndarray), shape)
+    return fit_array(file, "", _load_numpy(file, data, np.ndarray), shape)
 
 
-def _fitted(file: Path, label: str, array: NDArray[Any], shape: Shape) -> NDArray[np.float32]:
-    """Return an array of (C, H, W) or (N, C, H, W) as float32 (N, C, H, W)."""
+def fit_array(
+    file: str | Path, label: str, array: NDArray[Any], shape: Shape
+) -> NDArray[np.float32]:
+    """Return an array of (C, H, W) or (N, C, H, W) as float32 (N, C, H, W).
+
+    Raises DataError naming `file` and, with `label`, which of its arrays it is.
+    """
     if array.dtype.kind not in "fiub":
         raise DataError(file, f"{label}holds {array.dtype}, expected numbers")
     if array.shape == shape[1:]:

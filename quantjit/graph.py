@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantjit import markup
 from quantjit.errors import GraphError
 from quantjit.quant import NodeQuant, QuantParams
 
@@ -53,6 +54,18 @@ class Node:
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
+    def __repr__(self) -> str:
+        kind = ", int8" if self.quant is not None else ""
+        weights = f", {self._weights_text()}" if self.weights else ""
+        blobs = f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}"
+        return f"Node({self.name!r}, {self.op}, {blobs}{weights}{kind})"
+
+    def _weights_text(self) -> str:
+        return ", ".join(
+            f"{role} {markup.shape_text(array.shape)} {array.dtype}"
+            for role, array in self.weights.items()
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
@@ -83,6 +96,32 @@ class Graph:
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{blob.name} {markup.shape_text(blob.shape)}" for blob in self.inputs)
+        ends = f"{inputs} -> {', '.join(self.outputs)}"
+        return f"Graph({len(self.nodes)} nodes, {ends}, {self._kind()})"
+
+    def _kind(self) -> str:
+        count = sum(node.quant is not None for node in self.nodes)
+        return f"{count} int8, {self.arithmetic}" if count else "float"
+
+    def _repr_html_(self) -> str:
+        return markup.table(
+            repr(self),
+            ("node", "op", "reads", "writes", "weights", "int8"),
+            (
+                (
+                    node.name,
+                    node.op,
+                    ", ".join(node.inputs),
+                    ", ".join(node.outputs),
+                    node._weights_text(),
+                    node.quant is not None,
+                )
+                for node in self.nodes
+            ),
+        )
 
     def producer(self) -> dict[str, Node]:
         """Blob name -> the node that writes it; network inputs and constants have none."""

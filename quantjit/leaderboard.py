@@ -17,8 +17,8 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from quantjit.manifest import Gates
-from quantjit.report import size
 from quantjit.table import save_bytes
+from quantjit.terminal import size
 
 MISSED, FAILED = "gate missed", "failed"
 """Verdicts beside those of `quantjit.verdict.GRADES`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from quantjit import markup
 from quantjit.executor import Executor, count_macs, infer_shapes
 from quantjit.graph import Array, Graph
 from quantjit.kernels import compare
@@ -124,6 +125,33 @@ class Comparison:
     doubt: float | None = None
     inputs: tuple[InputError, ...] = ()
     channels: tuple[ChannelError, ...] = ()
+
+    def __repr__(self) -> str:
+        shares = {
+            "agreement": self.agreement,
+            "float top-1": self.float_top1,
+            "int8 top-1": self.int8_top1,
+        }
+        known = [f", {name} {share:.2%}" for name, share in shares.items() if share is not None]
+        return f"Comparison({self.images} inputs, SQNR {self.sqnr:.1f} dB{''.join(known)})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(
+            repr(self),
+            ("layer", "op", "int8", "SQNR dB", "lost dB", "cosine", "why float"),
+            (
+                (
+                    node.name,
+                    node.op,
+                    node.is_int8,
+                    round(node.error.sqnr, 1),
+                    round(node.lost, 1),
+                    node.error.cosine,
+                    node.why_float,
+                )
+                for node in self.nodes
+            ),
+        )
 
     def worst(self, count: int = 5) -> list[NodeError]:
         """Return the int8 nodes that add the most noise to their signal, worst first."""

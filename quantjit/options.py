@@ -106,11 +106,13 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _passes(text: str) -> tuple[str, ...]:
     names = _names(text)
-    if names == ("all",):
-        return PASSES
+    if names in {("all",), ("none",)}:
+        return PASSES if names == ("all",) else ()
     unknown = [name for name in names if name not in PASSES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PASSES)}, all")
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is none of {', '.join(PASSES)}, all, none"
+        )
     return names
 
 
@@ -334,6 +336,14 @@ class VerifyingOptions:
     min_sqnr: Optional[float] = option(
         None, "exit 5 if the network's SQNR is below this", "--min-sqnr", type=float, metavar="DB"
     )
+    max_drop: Optional[float] = option(
+        None,
+        "exit 5 if a larger share of the compared inputs has another top-1 than the float network, "
+        "e.g. 0.01 or 1%%; with --labels, if top-1 loses more",
+        "--max-drop",
+        type=_share,
+        metavar="SHARE",
+    )
     nodes_table: Optional[Path] = option(
         None,
         "write the table of nodes (error, scales, int8 or float and why) as .csv or .parquet",
@@ -344,30 +354,14 @@ class VerifyingOptions:
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """How the network is quantized, and under which name it is written."""
+class FormatOptions:
+    """What the int8 network is for, and what stays float."""
 
-    blob_method: str = _blob_method("mse")
-    weight_method: str = _weight_method("mse")
-    merge_type: str = _merge_type("mix")
-    output: str = option(
-        "model",
-        "writes OUTPUT_quantized.onnx, or OUTPUT_quantized.tnnproto and .tnnmodel (default model)",
-        "-o",
-        "--output",
-    )
     format: Optional[str] = option(
         None,
         "format to write: onnx or tnn (default: that of the input)",
         "--format",
         choices=TARGETS,
-    )
-    form: str = option(
-        "qdq",
-        "of an int8 ONNX file: qdq (QuantizeLinear and DequantizeLinear around float layers), or "
-        "qoperator (QLinearConv and the like) (default qdq)",
-        "--form",
-        choices=("qdq", "qoperator"),
     )
     activations: str = option(
         "uint8",
@@ -387,12 +381,6 @@ class MethodOptions:
         type=_names,
         metavar="NODES",
     )
-    float_fallback: bool = option(
-        False,
-        "ONNX: layers with multiplications that have no int8 form stay float, instead of an error "
-        "that names them",
-        "--float-fallback",
-    )
     float_layers: tuple[str, ...] = option(
         (),
         "names of layers to keep in float, separated by commas",
@@ -401,6 +389,15 @@ class MethodOptions:
         type=_names,
         metavar="NAMES",
     )
+
+
+@dataclass(frozen=True)
+class SolvingOptions(FormatOptions):
+    """How scales and codes are decided."""
+
+    blob_method: str = _blob_method("mse")
+    weight_method: str = _weight_method("mse")
+    merge_type: str = _merge_type("mix")
     passes: tuple[str, ...] = option(
         (),
         f"what else is tried, each kept only where it helps: {', '.join(PASSES)}, separated by "
@@ -409,6 +406,37 @@ class MethodOptions:
         type=_passes,
         metavar="NAMES",
     )
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """Under which name the network is written, and in which form."""
+
+    output: str = option(
+        "model",
+        "writes OUTPUT_quantized.onnx, or OUTPUT_quantized.tnnproto and .tnnmodel (default model)",
+        "-o",
+        "--output",
+    )
+    form: str = option(
+        "qdq",
+        "of an int8 ONNX file: qdq (QuantizeLinear and DequantizeLinear around float layers), or "
+        "qoperator (QLinearConv and the like) (default qdq)",
+        "--form",
+        choices=("qdq", "qoperator"),
+    )
+    float_fallback: bool = option(
+        False,
+        "ONNX: layers with multiplications that have no int8 form stay float, instead of an error "
+        "that names them",
+        "--float-fallback",
+    )
+
+
+@dataclass(frozen=True)
+class MethodOptions(WritingOptions, SolvingOptions):
+    """How the network is quantized, and under which name it is written."""
+
     compat: str = option(
         "none",
         "tnn: reproduce the arithmetic of TNN's quantization_cmd, quirks included (default none)",
@@ -450,17 +478,15 @@ class PageOptions:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(
-    PageOptions,
-    VerifyingOptions,
-    ConvergenceOptions,
-    MethodOptions,
-    PlanOptions,
-    InputOptions,
-    ModelOptions,
-):
-    """Options of `quantjit quantize`."""
+class RunOptions(PageOptions, VerifyingOptions, PlanOptions, InputOptions, ModelOptions):
+    """What is verified and written beside the network, and what it is solved from."""
 
+    mixed: bool = option(
+        False,
+        "reach --min-sqnr or --max-drop by leaving layers float, as few multiplications as it "
+        "takes",
+        "--mixed",
+    )
     report: Optional[Path] = option(
         None,
         "write a folder with report.html, one page that explains the result, and its tables as "
@@ -469,7 +495,6 @@ class QuantizeOptions(
         type=Path,
         metavar="DIR",
     )
-
     stats: Optional[Path] = option(
         None,
         "solve from this file of `quantjit calibrate` instead of reading the data; -i is then "
@@ -478,7 +503,6 @@ class QuantizeOptions(
         type=Path,
         metavar="FILE",
     )
-
     verify: int = option(
         16,
         "number of inputs on which the written network is run beside the float one (default 16, "
@@ -493,6 +517,74 @@ class QuantizeOptions(
         "--table",
         type=Path,
         metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class LeaderboardOptions:
+    """What a search for settings tries and writes."""
+
+    leaderboard: Optional[Path] = option(
+        None,
+        "write all settings that were tried, with their scores, as .csv or .parquet",
+        "--leaderboard",
+        type=Path,
+        metavar="FILE",
+    )
+    zero_points: bool = option(
+        False,
+        "TNN: also try methods with zero points, which TNN's naive device honours and others "
+        "ignore",
+        "--zero-points",
+    )
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(ConvergenceOptions, MethodOptions, RunOptions):
+    """Options of `quantjit quantize`."""
+
+    auto: bool = option(
+        False,
+        "find the best methods instead of -b, -w, -t and --passes: `quantjit tune` with its "
+        "defaults",
+        "--auto",
+    )
+
+
+@dataclass(frozen=True)
+class TuneOptions(LeaderboardOptions, WritingOptions, FormatOptions, RunOptions):
+    """Options of `quantjit tune`."""
+
+    passes: tuple[str, ...] = option(
+        PASSES,
+        f"passes that are tried on the best few settings: {', '.join(PASSES)}, separated by "
+        "commas, all or none (default all)",
+        "--passes",
+        type=_passes,
+        metavar="NAMES",
+    )
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions(SolvingOptions, PlanOptions, InputOptions, ModelOptions):
+    """Options of `quantjit analyze`."""
+
+    stats: Optional[Path] = option(
+        None,
+        "solve from this file of `quantjit calibrate`; -i is then run only",
+        "--stats",
+        type=Path,
+        metavar="FILE",
+    )
+    verify: int = option(
+        8,
+        "number of inputs on which each trial is run, spread evenly over all (default 8)",
+        "--verify",
+        type=_positive,
+        metavar="N",
+    )
+    nodes_table: Optional[Path] = option(
+        None, "write the table as .csv or .parquet", "--nodes-table", type=Path, metavar="FILE"
     )
 
 

@@ -5,14 +5,14 @@ Each step is a short function that a notebook can call by itself; `run` is all o
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantjit import calibration as evidence
-from quantjit import formats, metrics, quantizer, solvers, statistics_file
+from quantjit import formats, markup, metrics, mixed, quantizer, solvers, statistics_file
 from quantjit import plan as planning
 from quantjit.calibration import (
     Calibration,
@@ -29,13 +29,15 @@ from quantjit.executor import Executor, count_macs, infer_shapes, plan_memory
 from quantjit.flow import Flow, Resources, Worker
 from quantjit.graph import Graph
 from quantjit.images import Preprocess
+from quantjit.judge import Judge, Target
 from quantjit.metrics import Comparer, Comparison, ImageResult
+from quantjit.mixed import Mixed
 from quantjit.ops import Shape
 from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.quantizer import Settings
-from quantjit.refine import Effect, refine
+from quantjit.refine import Effect, Refinement, refine
 from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 from quantjit.table import CalibrationTable
@@ -70,7 +72,7 @@ class Quantization:
     `paths`; skipped: input files that could not be read, with the reason; comparison: None when
     nothing was verified; notes: what the format of `paths` says otherwise than the network's own;
     convergence: None where the data were not read, or as the original does; effects: of the passes
-    that were asked for.
+    that were asked for; mixed: None unless layers were left float to meet a target.
     """
 
     graph: Graph
@@ -85,6 +87,34 @@ class Quantization:
     notes: tuple[str, ...] = ()
     convergence: Convergence | None = None
     effects: tuple[Effect, ...] = ()
+    mixed: Mixed | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.paths)) or "not written"
+        found = "not compared" if self.comparison is None else repr(self.comparison)
+        return f"Quantization({names}; {self.table.method}; {found})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("settings", self.table.method),
+            ("float", repr(self.graph)),
+            ("int8", repr(self.quantized)),
+            ("calibration", repr(self.calibration)),
+            ("written", ", ".join(map(str, self.paths)) or "nothing"),
+        ]
+        if self.comparison is not None:
+            facts.append(("comparison", repr(self.comparison)))
+        if self.convergence is not None and self.convergence.inputs:
+            facts.append(("inputs", self.convergence.advice()))
+        for effect in self.effects:
+            kept = "kept" if effect.is_kept else "not kept"
+            facts.append((effect.name, f"{effect.before:.1f} -> {effect.after:.1f} dB, {kept}"))
+        worst = () if self.comparison is None else self.comparison.worst()
+        return markup.table("quantization", ("", ""), facts) + markup.table(
+            "layers that lose the most",
+            ("layer", "op", "lost dB", "SQNR dB"),
+            ((n.name, n.op, round(n.lost, 1), round(n.error.sqnr, 1)) for n in worst),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +214,7 @@ def verify(
     quantized: Graph,
     dataset: Samples,
     *,
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, int] | Sequence[int] | None = None,
     why_float: Mapping[str, str] | None = None,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
@@ -192,7 +222,8 @@ def verify(
 ) -> Comparison:
     """Run both networks on every input, the int8 one in its target's arithmetic, and compare.
 
-    labels: file name -> class index; every input must be in it.  detail: also channel by channel.
+    labels: file name -> class index, in which every input must be, or one for each input in their
+    order; a mapping may be filled while the inputs are loaded.  detail: also channel by channel.
     """
 
     def make_worker() -> Worker[ImageResult]:
@@ -211,8 +242,10 @@ def verify(
         ) as flow:
             for result in flow.advance():
                 if labels is not None and known is not None:
-                    known.append(_label(labels, result.file))
+                    known.append(_label(labels, result.file, len(known)))
                 yield result
+        if known is not None and isinstance(labels, Sequence) and len(known) < len(labels):
+            raise UsageError(f"there are {len(labels)} labels for {len(known)} inputs")
 
     return metrics.combine(reference, quantized, results(), known, why_float)
 
@@ -241,6 +274,7 @@ def run(
     form: str = "qdq",
     float_fallback: bool = True,
     detail: bool = False,
+    target: Target | None = None,
 ) -> Quantization:
     """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
 
@@ -252,21 +286,14 @@ def run(
     `calibrate_files`, solved instead of reading the data; input_path is then for the verification
     only, and may be None.  jobs, batch, memory: see `plan.plan`.  until_stable: end the
     calibration once the scales hardly move; see `quantjit.convergence`.  detail: compare channel by
-    channel too.
+    channel too.  target: leave layers float until the inputs of the verification meet it; see
+    `quantjit.mixed`.
     """
     inputs = inputs or Inputs()
-    graph = read(proto, model, shapes)
-    if _is_quantized(graph):
-        raise FormatError(proto, "", "a float network", "one that is quantized already")
+    graph, notes = prepare(
+        proto, model, settings, output, shapes=shapes, float_fallback=float_fallback
+    )
     known = read_labels(labels) if labels is not None else None
-    if not output.parent.is_dir():
-        raise UsageError(f"{output.parent}: no such folder to write to")
-    if (output.suffix.lower() == ".onnx") != (settings.target == "onnx"):
-        raise UsageError(f"{output}: a network for {settings.target} cannot be written under it")
-    graph, notes = _fitted(graph, settings.target)
-    graph = fuse_activation(graph)
-    if not float_fallback:
-        _refuse_stuck(graph, settings)
     if until_stable and (settings.compat or statistics is not None):
         raise UsageError("--until-stable needs a pass over the data that is not that of TNN's tool")
     tracker = Tracker(settings.blob_solver, until_stable=until_stable)
@@ -295,33 +322,126 @@ def run(
     refined = refine(
         graph, calibration.stats, settings, dataset, jobs=jobs, on_progress=on_progress
     )
+    written = Writing(proto, model, output, form, statistics)
+    checked = None
+    if verify_inputs and dataset is not None:
+        checked = dataset.spread(verify_inputs)
+    found = None
+    if target is not None:
+        if checked is None:
+            raise UsageError("a search for mixed precision needs inputs to measure on")
+        judge = Judge(graph, list(checked), known, jobs=jobs)
+        found = mixed.search(refined, settings, target, judge, on_progress=on_progress)
+        settings = found.settings
+        refined = replace(refined, quantized=found.quantized, table=found.table)
+    return finish(
+        written,
+        refined,
+        settings,
+        calibration,
+        dataset,
+        checked,
+        labels=known,
+        jobs=jobs,
+        memory=memory,
+        on_progress=on_progress,
+        notes=notes,
+        convergence=convergence,
+        found=found,
+        detail=detail,
+    )
+
+
+def prepare(
+    proto: Path,
+    model: Path | None,
+    settings: Settings,
+    output: Path | None,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    float_fallback: bool = True,
+) -> tuple[Graph, tuple[str, ...]]:
+    """Return the float network as its target can have it, and what had to be said otherwise.
+
+    Raises what is wrong with it, with the settings or with `output` before any work is done.
+    """
+    graph = read(proto, model, shapes)
+    if _is_quantized(graph):
+        raise FormatError(proto, "", "a float network", "one that is quantized already")
+    if output is not None:
+        if not output.parent.is_dir():
+            raise UsageError(f"{output.parent}: no such folder to write to")
+        if (output.suffix.lower() == ".onnx") != (settings.target == "onnx"):
+            raise UsageError(
+                f"{output}: a network for {settings.target} cannot be written under it"
+            )
+    graph, notes = _fitted(graph, settings.target)
+    graph = fuse_activation(graph)
+    if not float_fallback:
+        _refuse_stuck(graph, settings)
+    return graph, notes
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Where a network comes from and goes to; see `run`."""
+
+    proto: Path
+    model: Path | None
+    output: Path
+    form: str = "qdq"
+    statistics: Path | None = None
+
+
+def finish(
+    written: Writing,
+    refined: Refinement,
+    settings: Settings,
+    calibration: Calibration,
+    dataset: Dataset | None,
+    checked: Samples | None,
+    *,
+    labels: Mapping[str, int] | None = None,
+    jobs: int | None = None,
+    memory: int | None = None,
+    on_progress: OnProgress = no_progress,
+    notes: tuple[str, ...] = (),
+    convergence: Convergence | None = None,
+    found: Mixed | None = None,
+    detail: bool = False,
+) -> Quantization:
+    """Write an int8 network, read it back and verify it: the last steps of `run`.
+
+    dataset: all inputs, for their names.  checked: inputs to verify on, None for no verification.
+    detail: channel by channel too.
+    """
     graph, table = refined.graph, refined.table
     options: dict[str, Any] = {}
     if settings.target == "onnx":
         facts = {"method": str(settings)}
-        if statistics is not None:
-            facts["statistics"] = hashlib.sha256(statistics.read_bytes()).hexdigest()
+        if written.statistics is not None:
+            facts["statistics"] = hashlib.sha256(written.statistics.read_bytes()).hexdigest()
         elif dataset is not None:
             facts["calibration"] = dataset.fingerprint()
         metadata = {f"quantjit.{key}": value for key, value in facts.items()}
-        options = {"form": form, "metadata": metadata}
-    paths = formats.save(refined.quantized, output, **options)
+        options = {"form": written.form, "metadata": metadata}
+    paths = formats.save(refined.quantized, written.output, **options)
     quantized = _one_at_a_time(formats.load(*paths))
     comparison = None
-    if verify_inputs and dataset is not None:
+    if checked is not None:
         rows = {blob: seen.channels for blob, seen in calibration.stats.items()}
         fitting = planning.threads_to_verify(graph, rows, memory)
         comparison = verify(
             graph,
             quantized,
-            dataset.spread(verify_inputs),
-            labels=known,
+            checked,
+            labels=labels,
             why_float=table.float_nodes,
             jobs=jobs if memory is None else min(fitting, jobs or fitting),
             on_progress=on_progress,
             detail=detail,
         )
-    sources = formats.files_of(proto, model)
+    sources = formats.files_of(written.proto, written.model)
     return Quantization(
         graph,
         quantized,
@@ -335,6 +455,7 @@ def run(
         notes,
         convergence,
         refined.effects,
+        found,
     )
 
 
@@ -463,8 +584,7 @@ def calibrate_files(
     dataset = inputs.open(input_path, graph)
     if shard is not None:
         dataset = dataset.shard(*shard)
-    wanted = target or formats.format_of(proto).name
-    channels = evidence.blobs_to_gather(graph, merge, wanted)
+    channels = evidence.blobs_to_gather(graph, merge)
     plan = planning.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
     base_path = output if append else None
@@ -607,7 +727,11 @@ def read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def _label(labels: Mapping[str, int], file: str) -> int:
+def _label(labels: Mapping[str, int] | Sequence[int], file: str, place: int) -> int:
+    if isinstance(labels, Sequence):
+        if place >= len(labels):
+            raise UsageError(f"there are {len(labels)} labels, and more inputs than that")
+        return labels[place]
     try:
         return labels[Path(file).name]
     except KeyError:

@@ -55,6 +55,13 @@ class QuantParams:
         """More than one scale."""
         return self.scale.size > 1
 
+    def __repr__(self) -> str:
+        if not self.per_channel:
+            zero = int(self.zero_point[0])
+            return f"QuantParams({self.scale[0]:.6g}{f', {zero}' if zero else ''})"
+        low, high = self.scale.min(), self.scale.max()
+        return f"QuantParams({self.scale.size} scales from {low:.4g} to {high:.4g})"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantParams):
             return NotImplemented

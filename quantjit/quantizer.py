@@ -13,9 +13,10 @@ weights and biases.  Two modes share the code:
 For ONNX, `quantjit.onnx_target` has the choices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from quantjit.graph import Graph, Node, readonly
 from quantjit.ops import Shape
 from quantjit.passes.lower import fuses_with_add
 from quantjit.quant import NodeQuant, QuantParams
-from quantjit.solvers import BlobSolver, WeightSolver
+from quantjit.solvers import BlobSolver, WeightCodes, WeightSolver
 from quantjit.stats import BlobStats, ReferenceStats
 from quantjit.table import CalibrationTable
 
@@ -43,7 +44,7 @@ TARGETS = ("tnn", "onnx")
 ACTIVATIONS = ("int8", "uint8")
 """Types of the codes of blobs in an ONNX file."""
 
-PASSES = ("equalize", "rounding", "bias")
+PASSES = ("equalize", "bias", "rounding")
 """Passes that make the int8 network better, in the order they are tried; see `quantjit.refine`."""
 
 _WEIGHTED = ("convolution", "inner_product")
@@ -56,15 +57,16 @@ _BIAS_CODE = float(2**23)  # code of the bias of a channel whose weights are all
 class Settings:
     """What is asked of a quantization.
 
-    blob_method, weight_method: names of solvers.  merge: one of MERGES.  compat: reproduce TNN's
-    tool.  float_nodes: names of nodes to keep float; exclude: the same by name, op or pattern
-    (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs without zero points, as
-    they always are for TNN unless the blob method has them; activations: type of their codes in
-    the file, one of ACTIVATIONS.  passes: those of PASSES that `quantjit.refine` tries.
+    blob_method, weight_method: names of solvers, by default mse, with compat minmax.  merge: one of
+    MERGES.  compat: reproduce TNN's tool.  float_nodes: names of nodes to keep float; exclude: the
+    same by name, op or pattern (``block?/*``).  target: one of TARGETS.  For ONNX: symmetric: blobs
+    without zero points, as they always are for TNN unless the blob method has them; activations:
+    type of their codes in the file, one of ACTIVATIONS.  passes: those of PASSES that
+    `quantjit.refine` tries.
     """
 
-    blob_method: str = "minmax"
-    weight_method: str = "minmax"
+    blob_method: str = ""
+    weight_method: str = ""
     merge: str = "mix"
     compat: bool = False
     float_nodes: tuple[str, ...] = ()
@@ -75,6 +77,9 @@ class Settings:
     passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("blob_method", "weight_method"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, "minmax" if self.compat else "mse")
         if self.merge not in MERGES:
             raise UnsupportedError("merge type", self.merge, MERGES)
         if self.target not in TARGETS:
@@ -294,14 +299,46 @@ def _per_tensor_blobs(
 # ------------------------------------------------------------------ scales of blobs
 
 
+class Memo:
+    """What was solved already: share one between the settings of one network and one evidence.
+
+    weight_bytes: codes of weights are kept up to so many bytes.  Results do not depend on it.
+    """
+
+    def __init__(self, weight_bytes: int = 2**28) -> None:
+        self._blobs: dict[tuple[object, ...], QuantParams] = {}
+        self._weights: dict[tuple[object, ...], WeightCodes] = {}
+        self._left = weight_bytes
+
+    def blob(self, key: tuple[object, ...], make: Callable[[], QuantParams]) -> QuantParams:
+        """Return the scales of this key, made at its first use."""
+        if key not in self._blobs:
+            self._blobs[key] = make()
+        return self._blobs[key]
+
+    def weights(self, key: tuple[object, ...], make: Callable[[], WeightCodes]) -> WeightCodes:
+        """Return the codes of this key, made at its first use or whenever there is no room."""
+        found = self._weights.get(key)
+        if found is None:
+            found = make()
+            if found.codes.nbytes <= self._left:
+                self._left -= found.codes.nbytes
+                self._weights[key] = found
+        return found
+
+
 def solve(
-    graph: Graph, stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats], settings: Settings
+    graph: Graph,
+    stats: Mapping[str, BlobStats] | Mapping[str, ReferenceStats],
+    settings: Settings,
+    memo: Memo | None = None,
 ) -> CalibrationTable:
     """Decide the scale of every blob that an int8 node touches.
 
     graph: with its activations fused.  stats: of `observed_blobs`, BlobStats or, in compat mode,
     ReferenceStats with their histograms.  Raises CalibrationError naming the blob.
     """
+    memo = memo or Memo(0)
     reasons = choose_nodes(graph, settings)
     inputs = {blob.name for blob in graph.inputs}
     scales: dict[str, QuantParams] = {}
@@ -314,24 +351,26 @@ def solve(
         else:
             if seen.is_empty:
                 raise CalibrationError(blob, "no finite value was seen")
-            if settings.target == "onnx":
-                solver = solvers.blob_solvers()[method]
-                scales[blob] = onnx_target.blob_scale(seen, solver, symmetric=settings.symmetric)
-            else:
-                wanted = _needs_symmetric(graph, blob, settings)
-                solver = solvers.blob_solvers()["minmax" if wanted else method]
-                scales[blob] = _revive(solver.solve(seen))
+            if settings.target == "tnn" and _needs_symmetric(graph, blob, settings):
+                method = "minmax"
+            scales[blob] = memo.blob(
+                (blob, seen.channels, method, settings.target, settings.symmetric),
+                partial(_blob_scale, seen, method, settings),
+            )
             dead[blob] = int((seen.absmax == 0).sum())
-    if settings.target == "onnx":
-        scales = onnx_target.share_scales(graph, reasons, scales)
-    elif not settings.compat:
-        scales = _share_scales(graph, reasons, scales)
     return CalibrationTable(
-        scales,
+        settle(graph, reasons, scales, settings),
         {name: reason for name, reason in reasons.items() if reason},
         {blob: count for blob, count in dead.items() if count},
         str(settings),
     )
+
+
+def _blob_scale(seen: BlobStats, method: str, settings: Settings) -> QuantParams:
+    solver = solvers.blob_solvers()[method]
+    if settings.target == "onnx":
+        return onnx_target.blob_scale(seen, solver, symmetric=settings.symmetric)
+    return _revive(solver.solve(seen))
 
 
 def _needs_symmetric(graph: Graph, blob: str, settings: Settings) -> bool:
@@ -357,6 +396,18 @@ def _revive(params: QuantParams) -> QuantParams:
         return params
     step = np.median(params.scale[live]) if live.any() else np.float32(1)
     return QuantParams(np.where(live, params.scale, step), params.zero_point)
+
+
+def settle(
+    graph: Graph, reasons: Mapping[str, str], scales: Mapping[str, QuantParams], settings: Settings
+) -> dict[str, QuantParams]:
+    """Make the scales agree wherever the target copies or compares codes without rescaling.
+
+    reasons: of `choose_nodes`.  In compat mode nothing is done here: `quantize` does it afterwards.
+    """
+    if settings.target == "onnx":
+        return onnx_target.share_scales(graph, reasons, scales)
+    return dict(scales) if settings.compat else _share_scales(graph, reasons, scales)
 
 
 def _share_scales(
@@ -389,11 +440,14 @@ def _share_scales(
 # ------------------------------------------------------------------ codes of weights
 
 
-def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph:
+def quantize(
+    graph: Graph, table: CalibrationTable, settings: Settings, memo: Memo | None = None
+) -> Graph:
     """Return the int8 network: codes, int32 biases and the scales of its blobs.
 
     graph: float, with its activations fused.  table: of `solve` with the same settings.
     """
+    memo = memo or Memo(0)
     scales = dict(table.scales)
     nodes = []
     for node in graph.nodes:
@@ -401,7 +455,7 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
         if node.name in table.float_nodes or merged_later:
             nodes.append(node)
         elif node.op in _WEIGHTED:
-            nodes.append(_quantize_weights(node, scales[node.inputs[0]], settings))
+            nodes.append(_quantize_weights(node, scales[node.inputs[0]], settings, memo))
         else:
             nodes.append(replace(node, quant=NodeQuant()))
     quantized = graph.with_nodes(tuple(nodes))
@@ -417,7 +471,7 @@ def quantize(graph: Graph, table: CalibrationTable, settings: Settings) -> Graph
     return replace(quantized, scales=kept, arithmetic=arithmetic)
 
 
-def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> Node:
+def _quantize_weights(node: Node, source: QuantParams, settings: Settings, memo: Memo) -> Node:
     """Fold the input's steps into the weights and quantize these and the bias.
 
     ``real = acc * weight_scale`` then holds with one weight_scale an output channel although every
@@ -429,8 +483,10 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> No
         weight = np.ascontiguousarray(weight.T)
     rows = weight.shape[0]
     depthwise = node.op == "convolution" and _is_depthwise(node)
-    # A depthwise layer takes the input's step afterwards; so does ONNX, which stores the weights'.
+    # One step of the input, and that of a depthwise layer, goes into the scale afterwards: codes do
+    # not depend on it.  ONNX stores the weights' own scale anyway.
     steps_last = depthwise or settings.target == "onnx"
+    steps_last = steps_last or not (source.per_channel or settings.compat)
     if steps_last:
         folded = weight
     elif not source.per_channel:
@@ -440,7 +496,11 @@ def _quantize_weights(node: Node, source: QuantParams, settings: Settings) -> No
         steps = source.scale.reshape(group, 1, -1).repeat(rows // group, axis=1)
         folded = weight * steps.reshape(rows, -1, 1, 1)
     matrix = folded.reshape(1 if settings.merge == "tensor" else rows, -1)
-    codes = settings.weight_solver.quantize(np.ascontiguousarray(matrix), settings.compat)
+    factors = b"" if steps_last else source.scale.tobytes()
+    codes = memo.weights(
+        (node.name, settings.weight_method, matrix.shape, factors, settings.compat),
+        lambda: settings.weight_solver.quantize(np.ascontiguousarray(matrix), settings.compat),
+    )
     scale, zero_point, code = codes.scale, codes.zero_point, codes.codes
     if depthwise and source.per_channel and scale.size == 1:
         raise CalibrationError(

@@ -13,7 +13,7 @@ import polars as pl
 from quantjit import charts, tables, verdict
 from quantjit.pipeline import Quantization
 from quantjit.quantizer import Settings
-from quantjit.report import size
+from quantjit.terminal import size
 
 LIMITS = verdict.GOOD_SQNR, verdict.FAIR_SQNR
 """dB from which on a layer is drawn as good, and as fair."""
@@ -103,14 +103,15 @@ def summary(
     """Return the figures of the whole network, what to try, and where its work is."""
     nodes, comparison = frames["nodes"], result.comparison
     share = tables.int8_mac_share(result)
-    ratio = result.source_bytes / max(result.target_bytes, 1)
     rows = [
-        ("Size", f"{size(result.source_bytes)} float, {size(result.target_bytes)} int8: "
-         f"{ratio:.1f}x smaller"),
         ("Runs in int8", f"{nodes['int8'].sum()} of {nodes.height} nodes, {share:.1%} of "
          f"{size(int(nodes['macs'].sum()), 'MAC')}"),
         ("Calibrated on", f"{result.calibration.images} inputs"),
     ]  # fmt: skip
+    if result.source_bytes and result.target_bytes:
+        sizes = f"{size(result.source_bytes)} float, {size(result.target_bytes)} int8"
+        ratio = result.source_bytes / result.target_bytes
+        rows.insert(0, ("Size", f"{sizes}: {ratio:.1f}x smaller"))
     if comparison is not None:
         rows.append(("Compared on", f"{comparison.images} inputs: {verdict.verdict(comparison)}"))
         if comparison.float_top1 is not None and comparison.int8_top1 is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from quantjit import markup
 from quantjit.quant import QuantParams
 
 
@@ -52,6 +53,28 @@ class CalibrationTable:
             minimum=pl.col("scale") * (-127 - pl.col("zero_point").cast(pl.Int32)),
             maximum=pl.col("scale") * (127 - pl.col("zero_point").cast(pl.Int32)),
         )
+
+    def __repr__(self) -> str:
+        method = f", {self.method}" if self.method else ""
+        stays = f", {len(self.float_nodes)} nodes float" if self.float_nodes else ""
+        return f"CalibrationTable({len(self.scales)} blobs{stays}{method})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(
+            repr(self),
+            ("blob", "scales", "least step", "largest step", "zero point", "dead channels"),
+            (
+                (
+                    blob,
+                    int(params.scale.size),
+                    float(params.scale.min()),
+                    float(params.scale.max()),
+                    "" if params.per_channel else int(params.zero_point[0]),
+                    self.dead.get(blob, ""),
+                )
+                for blob, params in self.scales.items()
+            ),
+        ) + markup.table("float layers", ("layer", "why"), self.float_nodes.items())
 
     def save(self, path: Path) -> None:
         """Write `frame` as .csv or .parquet, first under a temporary name."""

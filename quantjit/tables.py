@@ -20,7 +20,9 @@ from quantjit.graph import Graph, Node
 from quantjit.metrics import EXACT_SQNR, TOP, Comparison, NodeError
 from quantjit.pipeline import Inspection, Quantization
 from quantjit.quant import QuantParams
+from quantjit.sensitivity import Sensitivity
 from quantjit.stats import BlobStats, ReferenceStats
+from quantjit.tuning import Candidate
 
 IN_NETWORK = "in the network"
 """In place of a method: what the int8 network has."""
@@ -261,9 +263,9 @@ def lowest_code(quantized: Graph) -> int:
 
 def whole(seen: BlobStats | ReferenceStats) -> BlobStats | ReferenceStats | None:
     """Return the statistics of the whole tensor; None where they cannot be made."""
-    if seen.channels == 1:
-        return seen
-    return seen.per_tensor() if isinstance(seen, BlobStats) else None
+    if isinstance(seen, BlobStats):
+        return seen.per_tensor() if seen.channels > 1 else seen
+    return seen if seen.channels == 1 and seen.valid.all() else None
 
 
 _SOLVERS: Mapping[str, Any] = {
@@ -602,6 +604,46 @@ def effects_frame(result: Quantization) -> pl.DataFrame:
 
 def _frame(schema: Mapping[str, Any], rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict(schema), orient="row")
+
+
+def leaderboard_frame(candidates: Sequence[Candidate]) -> pl.DataFrame:
+    """One row a setting that was tried, best first."""
+    return pl.DataFrame(
+        {
+            "place": list(range(1, len(candidates) + 1)),
+            "blob_method": [each.settings.blob_method for each in candidates],
+            "weight_method": [each.settings.weight_method for each in candidates],
+            "merge": [each.settings.merge for each in candidates],
+            "passes": [",".join(each.settings.passes) for each in candidates],
+            "sqnr_db": [each.sqnr for each in candidates],
+            "agreement": [each.agreement for each in candidates],
+            "top1": [each.top1 for each in candidates],
+            "images": [each.images for each in candidates],
+            "round": [each.round for each in candidates],
+            "seconds": [each.seconds for each in candidates],
+            "original_default": [each.is_default for each in candidates],
+            "verdict": [each.verdict for each in candidates],
+        },
+        schema_overrides={"agreement": pl.Float64, "top1": pl.Float64},
+    )
+
+
+def sensitivity_frame(found: Sensitivity) -> pl.DataFrame:
+    """One row a node that runs in int8, the most harmful first."""
+    rows = found.nodes
+    return pl.DataFrame(
+        {
+            "node": [row.name for row in rows],
+            "op": [row.op for row in rows],
+            "macs": [row.macs for row in rows],
+            "alone_db": [row.alone for row in rows],
+            "without_db": [row.without for row in rows],
+            "gain_db": [row.without - found.whole.sqnr for row in rows],
+            "layer_sqnr_db": [row.layer_sqnr for row in rows],
+            "lost_db": [row.lost for row in rows],
+        },
+        schema_overrides={"layer_sqnr_db": pl.Float64, "lost_db": pl.Float64},
+    )
 
 
 def frames(

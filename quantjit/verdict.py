@@ -91,19 +91,23 @@ def remedies(
     settings: Settings | None,
     images: int,
     convergence: Convergence | None = None,
+    *,
+    is_tuned: bool = False,
 ) -> list[str]:
     """Return what to try, the most promising first; empty when there is nothing to mend.
 
-    settings: None where they are not known.  images: inputs of the calibration.
+    settings: None where they are not known.  images: inputs of the calibration.  is_tuned: no other
+    method needs to be tried.
     """
     advice: list[str] = []
     warning = preprocessing_warning(comparison)
     if warning:
         advice.append(warning)
     if grade(comparison):
-        if settings is not None:
+        if settings is not None and not is_tuned:
             advice += _other_settings(settings)
-        advice.append("measure what suits this network best: quantjit tune")
+        if not is_tuned:
+            advice.append("measure what suits this network best: quantjit tune")
         heavy = heavy_nodes(comparison)
         if heavy:
             names = ",".join(node.name for node in heavy)

@@ -14,8 +14,8 @@ from quantjit.executor import infer_shapes
 from quantjit.formats import onnx as onnx_format
 from quantjit.graph import Graph
 from quantjit.manifest import suffixes
-from quantjit.report import shapes_text, size
 from quantjit.table import save_bytes
+from quantjit.terminal import shapes_text, size
 
 _HEAD = """\
 # A zoo of quantjit: quantjit zoo {name}

@@ -432,3 +432,17 @@ def test_fewer_bins_are_the_same_statistics_coarser(place, whole, tmp_path):
     for blob, seen in fine.stats.items():
         assert seen.coarsened(few.bins) == coarse.stats[blob]
     assert statistics_file.merge([tmp_path / "a.qjs"]).encode() == coarse.encode()
+
+
+@pytest.mark.parametrize("merge", ["channel", "mix"])
+def test_a_statistics_file_serves_both_targets(merge):
+    """More layers run in int8 in an ONNX file than in TNN: the average pooling of this network."""
+    graph = models.small_network()
+    gathered = calibration.blobs_to_gather(graph, merge)
+    merges = {"tnn": ("channel", "mix", "tensor"), "onnx": ("mix", "tensor")}
+    for target, known in merges.items():
+        for each in known if merge == "channel" else set(known) - {"channel"}:
+            settings = Settings(merge=each, target=target)
+            needed = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
+            assert set(needed) <= set(gathered)
+            assert all(rows in {1, gathered[blob]} for blob, rows in needed.items())

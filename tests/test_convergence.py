@@ -10,9 +10,9 @@ from quantjit.cli import main
 from quantjit.convergence import LEAST_INPUTS, Convergence, Tracker
 from quantjit.dataset import ArraySamples
 from quantjit.quantizer import Settings
-from quantjit.report import convergence_frame
 from quantjit.solvers import blob_solvers
 from quantjit.stats import BlobStats
+from quantjit.terminal import convergence_frame
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SETTINGS = Settings("minmax", "minmax", "channel")

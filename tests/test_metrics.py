@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
-from quantjit import pipeline, quantizer, report
+from quantjit import pipeline, quantizer, terminal
 from quantjit.dataset import ArraySamples
 from quantjit.metrics import (
     BlobError,
@@ -67,7 +67,7 @@ def test_nodes_are_in_order_and_complete(verified):
     noise = [node.noise for node in comparison.worst(2)]
     assert noise[0] >= noise[1] >= 0
     assert 0.9 < comparison.int8_mac_share() <= 1
-    frame = report.node_frame(comparison)
+    frame = terminal.node_frame(comparison)
     assert frame.height == len(names)
     assert int8.is_quantized
 
@@ -191,28 +191,30 @@ def _comparison(sqnr, *, agreement=None, top=None, int8_top=None, images=1000):
 
 def test_remedies_name_options():
     poor = _comparison(8.0)
-    assert "poor" in report.verdict(poor)
-    assert "usable" in report.verdict(_comparison(40.0, agreement=0.95))
-    assert "poor" in report.verdict(_comparison(40.0, agreement=0.99, top=0.8, int8_top=0.7))
-    assert "close" in report.verdict(_comparison(40.0, agreement=0.5, images=10))
-    assert "usable" in report.verdict(_comparison(20.0))
-    assert "close" in report.verdict(_comparison(40.0))
-    assert report.remedies(_comparison(40.0), Settings(), 100) == []
+    assert "poor" in terminal.verdict(poor)
+    assert "usable" in terminal.verdict(_comparison(40.0, agreement=0.95))
+    assert "poor" in terminal.verdict(_comparison(40.0, agreement=0.99, top=0.8, int8_top=0.7))
+    assert "close" in terminal.verdict(_comparison(40.0, agreement=0.5, images=10))
+    assert "usable" in terminal.verdict(_comparison(20.0))
+    assert "close" in terminal.verdict(_comparison(40.0))
+    assert terminal.remedies(_comparison(40.0), Settings(), 100) == []
     texts = {
-        "-t 1": report.remedies(poor, Settings(merge="tensor"), 100),
-        "-t 0": report.remedies(poor, Settings(merge="mix"), 100),
-        "-b mse": report.remedies(poor, Settings("kl"), 100),
-        "--passes all": report.remedies(poor, Settings(), 100),
-        "quantjit tune": report.remedies(poor, None, 100),
-        "--compat": report.remedies(poor, Settings(compat=True), 100),
-        "--exclude bad": report.remedies(poor, Settings(), 100),
-        "more inputs": report.remedies(poor, Settings(), 10),
-        "-n, -s, -r": report.remedies(_comparison(40.0, agreement=1.0, top=0.01), Settings(), 100),
+        "-t 1": terminal.remedies(poor, Settings(merge="tensor"), 100),
+        "-t 0": terminal.remedies(poor, Settings(merge="mix"), 100),
+        "-b mse": terminal.remedies(poor, Settings("kl", "minmax"), 100),
+        "--passes all": terminal.remedies(poor, Settings(), 100),
+        "quantjit tune": terminal.remedies(poor, None, 100),
+        "--compat": terminal.remedies(poor, Settings(compat=True), 100),
+        "--exclude bad": terminal.remedies(poor, Settings(), 100),
+        "more inputs": terminal.remedies(poor, Settings(), 10),
+        "-n, -s, -r": terminal.remedies(
+            _comparison(40.0, agreement=1.0, top=0.01), Settings(), 100
+        ),
     }
     for word, advice in texts.items():
         assert any(word in line for line in advice), word
     assert not any("--passes" in line for line in texts["--compat"]), "it has no passes"
-    tried = report.remedies(poor, Settings(passes=PASSES), 100)
+    tried = terminal.remedies(poor, Settings(passes=PASSES), 100)
     assert not any("--passes" in line for line in tried)
 
 
@@ -231,6 +233,6 @@ def test_tables_round_trip(tmp_path):
 
 
 def test_sizes_are_readable():
-    assert [report.size(n) for n in (12, 1234, 5_600_000, 7.8e9)] == [
+    assert [terminal.size(n) for n in (12, 1234, 5_600_000, 7.8e9)] == [
         "12 B", "1.2 kB", "5.6 MB", "7.8 GB",
     ]  # fmt: skip

@@ -263,6 +263,6 @@ def test_settings_that_onnx_does_not_have():
 
 
 def test_the_settings_are_said_in_words():
-    assert str(Settings(target="onnx")) == "blobs minmax, weights minmax, mix, onnx"
+    assert str(Settings(target="onnx")) == "blobs mse, weights mse, mix, onnx"
     words = str(Settings(target="onnx", symmetric=True, activations="int8"))
     assert words.endswith("onnx, symmetric, int8 activations")

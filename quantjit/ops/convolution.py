@@ -221,6 +221,15 @@ def _bias(node: Node, dtype: type[np.generic]) -> Array:
     return checked_bias(node, attrs.out_channels, dtype)
 
 
+def geometry(node: Node, source: Shape, outputs: Shape) -> NDArray[np.int64]:
+    """Return how the kernel of a convolution moves, as kernels take it: int64 (10,).
+
+    kernel, stride, pad before and dilation, each in h and w, and the size of the output.
+    """
+    top, _, left, _ = _pads(node, source)
+    return _geometry(node.attrs, top, left, outputs)
+
+
 def _geometry(attrs: ConvolutionAttrs, top: int, left: int, outputs: Shape) -> NDArray[np.int64]:
     return np.array(
         [

@@ -32,17 +32,18 @@ def test_the_demo_is_close_to_float(tmp_path, monkeypatch, capsys):
     assert np.isfinite(found["logits"]).all()
 
 
-def test_the_python_example_of_the_readme_runs(monkeypatch, tmp_path):
-    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_example_of_the_readme_prints_what_it_says(monkeypatch, tmp_path, capsys):
+    block = re.search(r"```python\n(.*?)```\n```\n(.*?)```", README, re.DOTALL)
     assert block is not None
     (tmp_path / "data").symlink_to(demo.folder())
     monkeypatch.chdir(tmp_path)
     exec(compile(block[1], "README.md", "exec"), {})
-    assert formats.load(tmp_path / "demo_int8.tnnproto").is_quantized
+    assert capsys.readouterr().out == block[2]
+    assert formats.load(tmp_path / "demo_int8.onnx").is_quantized
 
 
 def test_every_flag_of_the_readme_exists(capsys):
-    for command in ("quantize", "calibrate", "merge", "inspect"):
+    for command in ("quantize", "calibrate", "merge", "report", "inspect"):
         assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
     flags = set(re.findall(r"`(--?[a-z][a-z_-]*)", README))

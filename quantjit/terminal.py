@@ -14,21 +14,28 @@ from quantjit.calibration import Calibration, Work
 from quantjit.convergence import Convergence
 from quantjit.graph import Graph
 from quantjit.metrics import Comparison, NodeError
+from quantjit.mixed import Mixed
 from quantjit.ops import Shape
 from quantjit.pipeline import Conversion, Gathered, Inspection, Quantization
 from quantjit.plan import BINS, Plan
 from quantjit.quantizer import Settings
+from quantjit.refine import Effect
+from quantjit.sensitivity import Sensitivity
 from quantjit.tables import (
     convergence_frame,
     inspection_frame,
     int8_mac_share,
+    leaderboard_frame,
     node_frame,
     save_convergence,
     save_nodes,
+    sensitivity_frame,
 )
+from quantjit.tuning import Tuned
 from quantjit.verdict import answers, preprocessing_warning, remedies, verdict
 
 _NAMED_FILES = 20  # of those that could not be read
+_PLACES = 8  # of a leaderboard
 
 
 def _convergence_rows(convergence: Convergence | None) -> list[tuple[str, str]]:
@@ -107,9 +114,17 @@ def plan_text(plan: Plan) -> str:
 
 
 def print_quantization(
-    console: Console, result: Quantization, settings: Settings, page: Path | None = None
+    console: Console,
+    result: Quantization,
+    settings: Settings,
+    page: Path | None = None,
+    *,
+    is_tuned: bool = False,
 ) -> None:
-    """Print what was done, how good it is, the worst nodes and what to try; page: of its report."""
+    """Print what was done, how good it is, the worst nodes and what to try.
+
+    page: of its report.  is_tuned: no other method needs to be tried.
+    """
     calibration, table = result.calibration, result.table
     if calibration.work is None:
         rate = f"{calibration.images} inputs, from {calibration.source}"
@@ -120,7 +135,9 @@ def print_quantization(
         ("calibrated", f"{rate}, {len(table.scales)} blobs"),
         *_time_rows(calibration.work),
         *_convergence_rows(result.convergence),
+        *_effect_rows(result.effects),
         ("int8", _coverage(result.graph, table.float_nodes, int8_mac_share(result))),
+        *_mixed_rows(result.mixed),
     ]
     if table.dead:
         channels = sum(table.dead.values())
@@ -144,7 +161,13 @@ def print_quantization(
     _print_rows(console, rows)
     if result.comparison is not None:
         print_comparison(console, result.comparison)
-        advice = remedies(result.comparison, settings, calibration.images, result.convergence)
+        advice = remedies(
+            result.comparison,
+            settings,
+            calibration.images,
+            result.convergence,
+            is_tuned=is_tuned,
+        )
         zero_points = not settings.blob_solver.symmetric or not settings.weight_solver.symmetric
         if settings.target == "tnn" and zero_points:
             advice.append(
@@ -316,20 +339,130 @@ def _print_advice(console: Console, advice: Sequence[str]) -> None:
             console.print(f"  - {escape(line)}", highlight=False)
 
 
+# ------------------------------------------------------------------ searches
+
+
+def _effect_rows(effects: Sequence[Effect]) -> list[tuple[str, str]]:
+    """Return a row for each pass that was tried."""
+    rows = []
+    for effect in effects:
+        kept = "kept" if effect.is_kept else "not kept"
+        detail = f"; {effect.detail}" if effect.detail else ""
+        change = f"SQNR {effect.before:.2f} -> {effect.after:.2f} dB"
+        rows.append(("pass", f"{effect.name} {kept}: {change}{detail}"))
+    return rows
+
+
+def _mixed_rows(mixed: Mixed | None) -> list[tuple[str, str]]:
+    """Return what was left float to meet a target, and what it bought."""
+    if mixed is None:
+        return []
+    share = _percent(mixed.int8_macs, mixed.macs)
+    before, after = mixed.before, mixed.after
+    change = f"SQNR {before.sqnr:.2f} -> {after.sqnr:.2f} dB"
+    if before.agreement is not None and after.agreement is not None:
+        change += f", agreement {before.agreement:.1%} -> {after.agreement:.1%}"
+    rows = [("MACs", f"{share} of {size(mixed.macs, '')} in int8; {change}")]
+    for index, node in enumerate(mixed.bought):
+        macs = f"{_percent(node.macs, mixed.macs)} of the MACs"
+        text = f"{node.name} ({node.op}): {macs}, {node.lost:+.2f} dB against int8"
+        rows.append(("left float" if not index else "", text))
+    if mixed.missed:
+        rows.append(("missed", f"{mixed.missed}, whatever is left float"))
+    return rows
+
+
+def print_leaderboard(console: Console, tuned: Tuned) -> None:
+    """Print the best settings and the original's default, with the margin of the winner."""
+    places = dict(enumerate(tuned.candidates, 1))
+    shown = {n: each for n, each in places.items() if n <= _PLACES or each.is_default}
+    has_labels = any(each.top1 is not None for each in shown.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "blobs", "weights", "scales", "passes"):
+        table.add_column(column)
+    for column in ("SQNR dB", "agrees", *(("top-1",) if has_labels else ()), "inputs"):
+        table.add_column(column, justify="right")
+    table.add_column("", overflow="fold")
+    for place, each in shown.items():
+        settings = each.settings
+        verdict = each.verdict + ("; default of TNN's tool" if each.is_default else "")
+        row = [str(place), settings.blob_method, settings.weight_method, settings.merge]
+        row += [",".join(settings.passes), f"{each.sqnr:.2f}", _optional(each.agreement)]
+        row += [_optional(each.top1)] if has_labels else []
+        table.add_row(*row, str(each.images), escape(verdict))
+    winner, default = tuned.candidates[0], tuned.default
+    margin = f"{winner.sqnr - default.sqnr:+.2f} dB against the default of TNN's tool"
+    if winner.is_default:
+        margin = "nothing is better than the default of TNN's tool"
+    console.print()
+    console.print(table)
+    console.print(
+        f"{len(places)} settings tried in {tuned.seconds:.1f} s on {tuned.held_out} held-out "
+        f"inputs; {margin}",
+        highlight=False,
+    )
+
+
+def print_tuned(console: Console, tuned: Tuned) -> None:
+    """Print the network that was written, and what it won against."""
+    print_quantization(console, tuned.quantization, tuned.settings, is_tuned=True)
+    print_leaderboard(console, tuned)
+
+
+def _optional(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def print_sensitivity(console: Console, found: Sensitivity, settings: Settings) -> None:
+    """Print the nodes, the most harmful first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("node", overflow="fold")
+    table.add_column("op")
+    for column in ("MACs", "alone dB", "without dB", "gain dB", "layer dB", "lost dB"):
+        table.add_column(column, justify="right")
+    for row in found.nodes:
+        proxy = ("-", "-")
+        if row.layer_sqnr is not None and row.lost is not None:
+            proxy = f"{row.layer_sqnr:.1f}", f"{row.lost:.1f}"
+        table.add_row(
+            escape(row.name),
+            row.op,
+            size(row.macs, ""),
+            f"{row.alone:.1f}",
+            f"{row.without:.1f}",
+            f"{row.without - found.whole.sqnr:+.2f}",
+            *proxy,
+        )
+    console.print(table)
+    total = found.int8_macs + found.float_macs
+    console.print(
+        f"\n{settings}: SQNR {found.whole.sqnr:.1f} dB with all {len(found.nodes)} nodes in int8 "
+        f"({_percent(found.int8_macs, total)} of the MACs), on {found.images} inputs\n"
+        "alone: only this node in int8; without: all but it; gain: what leaving it float buys; "
+        "layer, lost: SQNR of its output in the int8 network, and against its inputs",
+        highlight=False,
+    )
+
+
 __all__ = [
     "NodeError",
     "convergence_frame",
     "inspection_frame",
+    "leaderboard_frame",
     "node_frame",
     "print_comparison",
     "print_conversion",
     "print_gathered",
     "print_inspection",
+    "print_leaderboard",
     "print_quantization",
     "print_report",
+    "print_sensitivity",
+    "print_tuned",
     "print_warning",
     "remedies",
     "save_convergence",
     "save_nodes",
+    "sensitivity_frame",
     "verdict",
 ]
