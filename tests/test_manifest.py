@@ -8,6 +8,7 @@ from quantjit.dataset import parse_numbers
 from quantjit.errors import UsageError
 from quantjit.images import PRESETS, Preprocess
 from quantjit.manifest import KEYS, Gates
+from quantjit.quantizer import PASSES
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_gates_and_all_passes(place):
     text = f'{ONE}labels = "l.csv"\nmin_sqnr = 9\nmin_agreement = "90%"\nmax_drop = 0.01\n'
     (entry,) = load(place, f'{text}passes = "all"\n').entries
     assert entry.gates == Gates(9.0, parse_numbers("90")[0] / 100, 0.01)
-    assert entry.settings.passes == ("equalize", "rounding", "bias")
+    assert entry.settings.passes == PASSES
 
 
 def test_a_folder_is_a_zoo_of_its_models(place, monkeypatch):
