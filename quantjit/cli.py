@@ -1,8 +1,8 @@
 """argv -> options -> one pipeline call -> printed report -> exit code.
 
 Exit codes: 0 done, 1 run-time failure, 2 usage, 3 model unreadable or unsupported, 4 data,
-5 quality gate missed, 130 interrupted by Ctrl-C or SIGTERM.  Results go to stdout, progress and
-errors to stderr.
+5 quality gate missed, 6 zoo partly failed, 130 interrupted by Ctrl-C or SIGTERM.  Results go to
+stdout, progress and errors to stderr.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantjit import __version__
-from quantjit.errors import QuantJitError
+from quantjit.errors import QuantJitError, UsageError
 
 if TYPE_CHECKING:
     from quantjit.metrics import Comparison
 
-USAGE_EXIT, GATE_EXIT, INTERRUPTED_EXIT = 2, 5, 130
+USAGE_EXIT, GATE_EXIT, FAILED_EXIT, INTERRUPTED_EXIT = 2, 5, 6, 130
 
 _DECIDED = ("blob_method", "weight_method", "merge_type", "passes", "compat", "until_stable")
 
@@ -42,6 +42,7 @@ usage: quantjit COMMAND [OPTIONS]
   report     the same as a folder: one HTML page that explains it, and tables
   inspect    layers, shapes, MACs, and which layers would run in int8
   convert    a float model from ONNX to TNN or back
+  zoo        a manifest or folder of models becomes a leaderboard; resumable
   demo       quantize the network that comes with quantjit, on its own images
 
   quantjit COMMAND --help lists the options of a command.
@@ -114,6 +115,20 @@ examples:
 in float; the written network is read back and compared on a random input, and what the other format
 says otherwise is listed.
 """,
+    "zoo": """\
+examples:
+  quantjit zoo init models/ -i images/ -o zoo.toml
+  quantjit zoo zoo.toml --memory 8G
+  quantjit zoo models/ -i images/ --preset imagenet-torch
+each model becomes int8 files, statistics, tables and a report in a folder of its own, and a row of
+leaderboard.html, .md, .csv and .parquet. The same command does what is missing or has changed.
+Exit code 6: a model failed; 5: none did, but one missed a gate of the manifest.
+""",
+    "zoo init": """\
+example:
+  quantjit zoo init models/ -i images/ -o zoo.toml
+writes what can be told by looking at the models; what is guessed is marked as a guess.
+""",
     "demo": "",
 }
 
@@ -140,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "inspect": _inspect,
         "convert": _convert,
+        "zoo": _zoo,
         "demo": _demo,
     }
     name, *rest = arguments
@@ -497,6 +513,54 @@ def _convert(argv: Sequence[str]) -> int:
     given = _parse("convert", ConvertOptions, argv, ("proto", "output"), "", ("-p", "-o"))
     made = pipeline.convert(given.proto, given.model, given.output, shapes=given.input_shape)
     terminal.print_conversion(_console(), made)
+    return 0
+
+
+def _zoo(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "init":
+        return _zoo_init(argv[1:])
+    from quantjit import leaderboard, manifest, zoo
+    from quantjit.options import ZooOptions, folder_defaults
+    from quantjit.zoo_progress import ZooProgress
+
+    given = _parse("zoo", ZooOptions, argv, ("place",), "", ("--manifest",))
+    defaults = folder_defaults(given)
+    if given.place.is_dir():
+        wanted = manifest.of_folder(given.place, defaults)
+    elif defaults:
+        raise UsageError(
+            f"{given.place}: {', '.join(defaults)}: a manifest says that itself, in [defaults]"
+        )
+    else:
+        wanted = manifest.load(given.place)
+    output = given.output or wanted.output or Path(f"{given.place.absolute().stem}-results")
+    with ZooProgress(quiet=given.quiet) as progress, StopSignals() as stop:
+        made = zoo.run(
+            wanted,
+            output,
+            memory=given.memory,
+            jobs=given.jobs,
+            marks=given.marks,
+            watcher=progress,
+            stop=stop.is_set,
+        )
+    if not given.quiet:
+        leaderboard.show(_console(), made.rows)
+        print(f"written     {made.paths[0]}")
+    verdicts = {row.verdict for row in made.rows}
+    if leaderboard.FAILED in verdicts:
+        return FAILED_EXIT
+    return GATE_EXIT if leaderboard.MISSED in verdicts else 0
+
+
+def _zoo_init(argv: Sequence[str]) -> int:
+    from quantjit import zoo_init
+    from quantjit.options import ZooInitOptions
+
+    given = _parse("zoo init", ZooInitOptions, argv, ("folder",), "", ("--folder",))
+    count = zoo_init.write(given.folder, given.input_path, given.output, replaces=given.force)
+    if not given.quiet:
+        print(f"written     {given.output}: {count} models; check what is marked as a guess")
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from quantjit import page, pipeline, quantizer, verdict
+from quantjit import page, pipeline, quantizer, tuning, verdict
 from quantjit import plan as planning
 from quantjit.calibration import OnProgress, blobs_to_gather
 from quantjit.dataset import Dataset
@@ -28,6 +28,8 @@ from quantjit.executor import count_macs, infer_shapes
 from quantjit.images import Preprocess, Shape
 from quantjit.manifest import Entry
 from quantjit.pipeline import Quantization
+from quantjit.tables import leaderboard_frame
+from quantjit.tuning import Tuned
 
 Send = Callable[[Mapping[str, Any]], None]
 
@@ -129,23 +131,58 @@ class Work:
         if self.decoded is not None:
             how = Reusing(inputs.preprocess, Pixels.load(self.decoded))
             inputs = replace(inputs, preprocess=how)
-        result, settings = self._quantized(inputs, on_progress)
+        candidates = None
+        if self.entry.is_auto:
+            tuned = self._tuned(inputs, on_progress)
+            result, settings = tuned.quantization, tuned.settings
+            candidates = leaderboard_frame(tuned.candidates).drop("seconds")
+        else:
+            result, settings = self._quantized(inputs, on_progress), entry.settings
         if entry.verify_path is not None and entry.verify != 0:
             result = self._verified(result, on_progress)
         result.table.save(self.folder / "scales.parquet")
         source = page.Source(entry.name, entry.model_files, entry.input_path, entry.inputs)
-        written, *_ = page.write(self.folder / REPORT, result, settings, source=source)
+        written, *_ = page.write(
+            self.folder / REPORT, result, settings, source=source, candidates=candidates
+        )
         outcome = outcome_of(result, settings)
         outcome["report"] = written.relative_to(self.folder).as_posix()
         seconds = time.monotonic() - start
         send({"outcome": outcome, "seconds": seconds, "peak_bytes": peak_bytes()})
 
-    def _quantized(
-        self, inputs: pipeline.Inputs, on_progress: OnProgress
-    ) -> tuple[Quantization, quantizer.Settings]:
+    @property
+    def _output(self) -> Path:
+        """Return the file that the network is written to."""
+        suffix = "onnx" if self.entry.settings.target == "onnx" else "tnnproto"
+        return self.folder / f"{self.entry.path.stem}_quantized.{suffix}"
+
+    def _tuned(self, inputs: pipeline.Inputs, on_progress: OnProgress) -> Tuned:
+        """Find the methods; layers stay float where that is what the gates take."""
+        entry = self.entry
+        is_apart = entry.verify_path is not None
+        return tuning.run(
+            entry.path,
+            entry.weights,
+            entry.input_path,
+            entry.settings,
+            inputs=inputs,
+            output=self._output,
+            labels=None if is_apart else entry.labels,
+            verify_inputs=0 if is_apart else _count(entry.verify),
+            jobs=self.threads,
+            memory=self.memory,
+            nonfinite=entry.nonfinite,
+            on_progress=on_progress,
+            shapes=entry.shapes,
+            form=entry.form,
+            float_fallback=entry.float_fallback,
+            min_sqnr=entry.gates.min_sqnr,
+            max_drop=None if is_apart else entry.gates.max_drop,
+        )
+
+    def _quantized(self, inputs: pipeline.Inputs, on_progress: OnProgress) -> Quantization:
         entry = self.entry
         target = entry.settings.target
-        suffix = "onnx" if target == "onnx" else "tnnproto"
         statistics = self.folder / STATISTICS
         gathered = pipeline.calibrate_files(
             entry.path,
@@ -168,7 +205,7 @@ class Work:
             entry.input_path,
             entry.settings,
             inputs=inputs,
-            output=self.folder / f"{entry.path.stem}_quantized.{suffix}",
+            output=self._output,
             labels=entry.labels if entry.verify_path is None else None,
             verify_inputs=_count(entry.verify) if entry.verify_path is None else 0,
             jobs=self.threads,
@@ -181,8 +218,7 @@ class Work:
             detail=True,
         )
         skipped = tuple(sorted({*gathered.skipped, *result.skipped}))
-        result = replace(result, convergence=gathered.convergence, skipped=skipped)
-        return result, entry.settings
+        return replace(result, convergence=gathered.convergence, skipped=skipped)
 
     def _verified(self, result: Quantization, on_progress: OnProgress) -> Quantization:
         """Return the result, compared on inputs of their own."""

@@ -748,6 +748,146 @@ class ConvertOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class ZooOptions:
+    """Options of `quantjit zoo`."""
+
+    place: Optional[Path] = option(
+        None,
+        "the manifest, a .toml file, or a folder of models (required; may stand first)",
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+    )
+    output: Optional[Path] = option(
+        None,
+        "folder of the results (default: what the manifest says, else its name and -results)",
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+    )
+    memory: Optional[int] = option(
+        None,
+        "memory that all models at work may take together, e.g. 8G: as many run at a time as fit "
+        "(default: most of what is free)",
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+    )
+    jobs: Optional[int] = option(
+        None,
+        "threads of all models together (default: all cores); the result does not depend on it",
+        "-j",
+        "--jobs",
+        type=_positive,
+        metavar="N",
+    )
+    marks: str = option(
+        "bytes",
+        "how files are recognized: bytes, by the hash of their content, or stat, by size and time "
+        "(default bytes)",
+        "--marks",
+        choices=("bytes", "stat"),
+    )
+    quiet: bool = option(False, "print errors only", "-q", "--quiet")
+    input_path: Optional[Path] = option(
+        None,
+        "sample inputs of all models; this and what follows are for a folder of models, a manifest "
+        "has keys for them",
+        "-i",
+        "--input_path",
+        "--input-path",
+        "--input",
+        type=Path,
+    )
+    preset: Optional[str] = option(
+        None,
+        f"preprocessing of all models: {', '.join(PRESETS)}",
+        "--preset",
+        choices=tuple(PRESETS),
+    )
+    bias: Optional[tuple[float, ...]] = option(
+        None, "subtracted from the pixels", "-n", "--bias", "--mean", type=_numbers, metavar="N,..."
+    )
+    scale: Optional[tuple[float, ...]] = option(
+        None, "then multiplied in", "-s", "--scale", type=_numbers, metavar="N,..."
+    )
+    reverse_channel: Optional[str] = option(
+        None,
+        "order of the networks' channels: 0|rgb or 1|bgr",
+        "-r",
+        "--reverse_channel",
+        "--reverse-channel",
+        type=_choice(_CHANNEL_ORDERS),
+        metavar="ORDER",
+    )
+    resize: Optional[str] = option(None, "stretch or crop", "--resize", choices=("stretch", "crop"))
+    limit: Optional[int] = option(
+        None, "use the first N files only", "-l", "--limit", type=_positive, metavar="N"
+    )
+    min_sqnr: Optional[float] = option(
+        None, "exit 5 if a network's SQNR is below this", "--min-sqnr", type=float, metavar="DB"
+    )
+    labels: Optional[Path] = option(
+        None, "a CSV of file,label: also top-1", "--labels", type=Path, metavar="CSV"
+    )
+
+
+def folder_defaults(options: ZooOptions) -> dict[str, Any]:
+    """Return what was given for a folder of models, as a manifest's defaults have it."""
+    keys = {
+        "input_path": "inputs",
+        "preset": "preset",
+        "bias": "bias",
+        "scale": "scale",
+        "reverse_channel": "channel_order",
+        "resize": "resize",
+        "limit": "limit",
+        "min_sqnr": "min_sqnr",
+        "labels": "labels",
+    }
+    found = {}
+    for name, key in keys.items():
+        value = getattr(options, name)
+        if value is not None:
+            found[key] = str(value) if isinstance(value, Path) else value
+            found[key] = list(value) if isinstance(value, tuple) else found[key]
+    return found
+
+
+@dataclass(frozen=True)
+class ZooInitOptions:
+    """Options of `quantjit zoo init`."""
+
+    folder: Optional[Path] = option(
+        None,
+        "folder of models, searched to its depth (required; may stand first)",
+        "--folder",
+        type=Path,
+        metavar="DIR",
+    )
+    input_path: Optional[Path] = option(
+        None,
+        "folder of sample inputs, which becomes the default of all models",
+        "-i",
+        "--input_path",
+        "--input-path",
+        "--input",
+        type=Path,
+    )
+    output: Path = option(
+        Path("zoo.toml"),
+        "the manifest to write (default zoo.toml)",
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+    )
+    force: bool = option(False, "write over a manifest that is there", "--force")
+    quiet: bool = option(False, "print errors only", "-q", "--quiet")
+
+
+@dataclass(frozen=True)
 class DemoOptions:
     """Options of `quantjit demo`."""
 

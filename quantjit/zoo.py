@@ -356,8 +356,9 @@ class _Team:
     ) -> list[_Step]:
         """Return everything to do, the longest first so that no core waits in the end."""
         decoding: dict[str, _Step] = {}
-        for group in groups:
-            name = f"images of {group.entries[0].input_path.name}"
+        for number, group in enumerate(groups, 1):
+            size = f"{group.shape[3]} x {group.shape[2]}"
+            name = f"images {number} ({group.entries[0].input_path.name}, {size})"
             taken = dict.fromkeys(range(1, self._jobs + 1), _DECODING_BYTES)
             step = _Step(name, None, taken, float("inf"), pixels=group)
             decoding |= {entry.name: step for entry in group.entries}
@@ -461,7 +462,9 @@ class _Team:
             record |= {
                 "outcome": None,
                 "kind": message.get("kind", "ended"),
-                "error": _one_line(message.get("error") or ended.reason),
+                "error": _one_line(message.get("error") or ended.reason).replace(
+                    str(staged), str(self._output / entry.name)
+                ),
             }
             self._keep_log_only(staged)
         else:

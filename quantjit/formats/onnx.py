@@ -40,6 +40,17 @@ def read_structure(path: Path) -> Graph:
     return _onnx_read.read(path, {}, with_weights=False)
 
 
+def producer(path: Path) -> str:
+    """Return the name of the program that a file says wrote it, "" where it does not."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return str(onnx.load_model(path, load_external_data=False).producer_name)
+    except (OSError, DecodeError):
+        return ""
+
+
 def write(graph: Graph, paths: tuple[Path, ...], **options: Any) -> None:
     """Write a network; options are those of `quantjit.formats._onnx_write.write`."""
     from quantjit.formats import _onnx_write
