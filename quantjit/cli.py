@@ -206,6 +206,8 @@ def _parse(
         for flag in ("min_sqnr", "labels"):
             if getattr(parsed, flag) is not None:
                 parser.error(f"--{flag.replace('_', '-')} needs inputs to verify on: give -i")
+    if getattr(parsed, "class_names", None) and getattr(parsed, "report", Path()) is None:
+        parser.error("--class-names is for the page of --report")
     return parsed
 
 
