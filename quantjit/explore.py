@@ -18,6 +18,7 @@ import polars as pl
 from quantjit import api, quantizer, rescale, tables
 from quantjit.errors import UnsupportedError, UsageError
 from quantjit.images import Preprocess
+from quantjit.observed import lowest_code
 from quantjit.pipeline import Quantization, input_shapes
 from quantjit.quantizer import Settings
 from quantjit.sources import Source, check_repeatable, open_samples
@@ -442,7 +443,7 @@ def plot_channels(result: Quantization, blob: str) -> "Figure":
     low, high = low[order], high[order]
     steps = each["scale"].to_numpy()[order]
     zeros = each["zero_point"].cast(pl.Float64).to_numpy()[order]
-    code = tables.lowest_code(result.quantized)
+    code = lowest_code(result.quantized)
     places = np.arange(len(order))
     figure, axes = _figure()
     axes.bar(places, high - low, bottom=low, width=1.0, color=_BLUE, label="seen")

@@ -155,6 +155,7 @@ def render(
         ("reading", "How to read this", _reading(frames)),
     ]
     parts = [part for part in parts if part[2]]
+    is_tuned = "candidates" in frames
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in parts)
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-head"><h2 id="{key}-head">{name}</h2>{html}'
@@ -168,7 +169,7 @@ def render(
         '<a class="skip" href="#summary">Skip to the summary</a>'
         f"<header><h1>{escape(title)}: int8 report</h1>"
         f'<p class="lead">{escape(_lead(result, settings))}</p>'
-        f'<div class="answers">{_answers(result, settings)}</div>'
+        f'<div class="answers">{_answers(result, settings, is_tuned)}</div>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
         f"<main>{body}</main><footer>Made by quantjit {_version()}. This page loads nothing from "
         f"the network.</footer><script>{script}</script></body></html>\n"
@@ -186,10 +187,14 @@ def _lead(result: Quantization, settings: Settings | None) -> str:
     return f"Post-training int8 quantization; {method}; {result.calibration.images} inputs."
 
 
-def _answers(result: Quantization, settings: Settings | None) -> str:
+def _answers(result: Quantization, settings: Settings | None, is_tuned: bool) -> str:
     kinds = {0: "good", 1: "fair", 2: "poor", None: "unknown"}
     found = verdict.answers(
-        result.comparison, settings, result.calibration.images, result.convergence
+        result.comparison,
+        settings,
+        result.calibration.images,
+        result.convergence,
+        is_tuned=is_tuned,
     )
     cards = []
     for each in found:
@@ -336,14 +341,7 @@ def _reading(frames: Mapping[str, pl.DataFrame]) -> str:
         ("Scale, step", "real units between two neighbouring codes"),
         ("Clipped", "values beyond the last code, which takes their place"),
         ("Dead channel", "was 0 for every input; harmless, but it says something of the network"),
-        ("Safe to ship", f"from {verdict.MANY_IMAGES} compared inputs on: at most "
-         f"{verdict.GOOD_LOSS:.0%} of them lost against float (usable: {verdict.FAIR_LOSS:.0%}), "
-         f"or without labels the same top-1 for {verdict.GOOD_AGREEMENT:.0%} "
-         f"({verdict.FAIR_AGREEMENT:.0%}); else {verdict.GOOD_SQNR:g} dB at the outputs "
-         f"({verdict.FAIR_SQNR:g})"),
-        ("Worst layer", "the int8 layer that adds the most noise; more than "
-         f"{verdict.HEAVY_LOSS:g} dB lost with under {verdict.GOOD_SQNR:g} left are worth a look"),
-        ("Enough images", "95 % of the scales move by less than 1 % while the inputs double"),
+        *verdict.rules(),
     )  # fmt: skip
     files = ", ".join(f"{name}.parquet" for name in frames)
     words = sections.facts("Words and thresholds", terms)

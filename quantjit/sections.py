@@ -60,8 +60,8 @@ def table(
     filtered = f' data-filter="tbody tr" data-noun="{noun}"' if noun else ""
     return (
         f'<div class="scroll{tall}" role="region" tabindex="0" aria-label="{escape(caption)}"'
-        f'{filtered}><table class="{kind}"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'{filtered}><table class="{kind}"><caption><span>{escape(caption)}</span>'
+        f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -83,10 +83,20 @@ def _cell(value: float | None, form: str = "{:.1f}") -> tuple[str, object]:
     return ("", "") if value is None else (form.format(value), f"{value:.9g}")
 
 
+def _runs_in(is_int8: bool | None, why_float: str) -> str:
+    if is_int8 is None:
+        return "not known"
+    return "int8" if is_int8 else f"float: {why_float}" if why_float else "float"
+
+
+def _number(value: float | None) -> tuple[str, object]:
+    return ("", "") if value is None else (charts.number(value), f"{value:.9g}")
+
+
 def _step(largest: float | None, count: int) -> tuple[str, object]:
     """Return the step of a blob, the largest where each channel has one."""
-    text, value = _cell(largest, "{:.3g}")
-    return (text if count <= 1 else f"{text} ({count} steps)"), value
+    text, value = _number(largest)
+    return (text if count <= 1 else f"{text} ({count})"), value
 
 
 def figure(chart: str, caption: str) -> str:
@@ -138,13 +148,17 @@ def summary(
             ("Not readable", f"{len(result.skipped)} inputs: {'; '.join(result.skipped[:5])}")
         )
     bar = (
-        f'<div class="gauge" role="img" aria-label="{share:.1%} of the multiply-accumulates run in '
-        f'int8"><i style="width:{100 * share:.2f}%"></i></div>'
+        f'<div class="gauge"><i style="width:{100 * share:.2f}%"></i></div>'
+        f'<p class="note">{share:.1%} of the multiply-accumulates run in int8</p>'
     )
     advice = []
     if comparison is not None:
         advice = verdict.remedies(
-            comparison, settings, result.calibration.images, result.convergence
+            comparison,
+            settings,
+            result.calibration.images,
+            result.convergence,
+            is_tuned="candidates" in frames,
         )
     tries = ""
     if advice:
@@ -156,6 +170,7 @@ def summary(
             pl.len().alias("nodes"),
             pl.col("macs").sum(),
             pl.col("macs").filter("int8").sum().alias("int8_macs"),
+            pl.col("int8").is_not_null().all().alias("known"),
             pl.col("parameters").sum(),
         )
         .sort("macs", "nodes", descending=True, maintain_order=True)
@@ -168,7 +183,7 @@ def summary(
                 row["op"].replace("_", " "),
                 row["nodes"],
                 (size(row["macs"], ""), row["macs"]),
-                f"{row['int8_macs'] / row['macs']:.0%}" if row["macs"] else "",
+                f"{row['int8_macs'] / row['macs']:.0%}" if row["macs"] and row["known"] else "",
                 (size(row["parameters"], ""), row["parameters"]),
             )
             for row in by_op.iter_rows(named=True)
@@ -205,22 +220,27 @@ def candidates(frame: pl.DataFrame | None) -> str:
     """Return what a search measured, whatever columns it has."""
     if frame is None or not frame.height:
         return ""
-    numeric = [index for index, kind in enumerate(frame.dtypes) if kind.is_numeric()]
-    rows = []
-    for row in frame.iter_rows():
-        cells = []
-        for value in row:
-            is_number = isinstance(value, float)
-            cells.append(_cell(value, "{:.4g}") if is_number else "" if value is None else value)
-        rows.append(cells)
+    shown = frame.drop("seconds", strict=False)  # the page is the same for the same result
+    numeric = [index for index, kind in enumerate(shown.dtypes) if kind.is_numeric()]
+    rows = [[_value(value) for value in row] for row in shown.iter_rows()]
+    heads = [name.replace("_", " ") for name in shown.columns]
     return table(
         "What was measured, in the order of the search",
-        frame.columns,
+        heads,
         rows,
         kind="sortable",
         numbers=numeric,
         noun="candidates",
     )
+
+
+def _value(value: object) -> object:
+    """Return a cell of any column."""
+    if isinstance(value, float):
+        return _cell(value, "{:.4g}")
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return "" if value is None else value
 
 
 def layers(nodes: pl.DataFrame, result: Quantization) -> str:
@@ -248,13 +268,13 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
     rows = [
         (
             row["node"],
-            row["op"].replace("_", " "),
-            "int8" if row["int8"] else ": ".join(filter(None, ("float", row["why_float"]))),
             _cell(row["sqnr_db"]),
             _cell(row["lost_db"]),
             _cell(row["added_noise"], "{:.1%}"),
+            _runs_in(row["int8"], row["why_float"]),
+            row["op"].replace("_", " "),
             _cell(row["cosine"], "{:.5f}"),
-            _cell(row["largest_error"], "{:.3g}"),
+            _number(row["largest_error"]),
             _step(row["output_scale"], row["output_scales"]),
             row["shape"],
             (size(row["macs"], "").strip(), row["macs"]),
@@ -263,17 +283,17 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
         for row in nodes.iter_rows(named=True)
     ]
     heads = (
-        "layer", "type", "runs in", "SQNR, dB", "lost, dB", "adds noise", "cosine", "max error",
-        "step",
-        "output", "MACs", "params",
+        "layer", "SQNR, dB", "lost, dB", "adds noise", "runs in", "type", "cosine", "max error",
+        "step", "output", "MACs", "params",
     )  # fmt: skip
     parts.append(
         table(
-            "All layers in order of execution; no SQNR: merged into a neighbour by the target",
+            "All layers in order of execution. No SQNR: merged into a neighbour by the target. "
+            "Step: the largest, and how many there are",
             heads,
             rows,
             kind="sortable",
-            numbers=(3, 4, 5, 6, 7, 8, 10, 11),
+            numbers=(1, 2, 3, 6, 7, 8, 10, 11),
             noun="layers",
         )
     )
@@ -297,7 +317,7 @@ def blobs(result: Quantization, frames: Mapping[str, pl.DataFrame]) -> str:
             facts += f", keeps {charts.number(_float(threshold))}"
         dead = rows.filter(pl.col("channel").is_not_null() & pl.col("dead")).height
         if dead:
-            facts += f", {dead} dead channels"
+            facts += f", {dead} dead channel{'s' * (dead > 1)}"
         figures = []
         if blob in histograms:
             figures.append(_histogram(blob, histograms[blob], chosen.get(blob)))
@@ -410,8 +430,9 @@ def weights(frame: pl.DataFrame, result: Quantization) -> str:
     words = f"No layer has a channel {_WIDE_SPREAD:g} times the median one."
     if wide:
         named = breakable(", ".join(wide[:5])) + (" ..." if len(wide) > 5 else "")
+        count = f"{len(wide)} layer{'s' * (len(wide) > 1)}"
         words = (
-            f"In {len(wide)} layers one channel is {_WIDE_SPREAD:g} times the median one or more "
+            f"In {count} one channel is {_WIDE_SPREAD:g} times the median one or more "
             f"({named}): {_needs_channels(result)}."
         )
     what = "Which output channels hog the range of the weights, the widest layers first."

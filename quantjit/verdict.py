@@ -2,15 +2,19 @@
 
 Nothing here computes a result; what is printed and what the page says come from here.
 
-===================  ==============  =====================  ====================================
-judged by            close to float  usable                 where
-===================  ==============  =====================  ====================================
-top-1 lost           at most 1 %     at most 3 %            labels, `MANY_IMAGES` inputs or more
-top-1 agreement      97 % or more    90 % or more           `MANY_IMAGES` inputs or more
-SQNR at the outputs  25 dB or more   15 dB or more          else
-===================  ==============  =====================  ====================================
+===================  ==============  ============  ===============================================
+judged by            close to float  usable        where
+===================  ==============  ============  ===============================================
+top-1 lost           at most 1 %     at most 3 %   labels, `MANY_IMAGES` inputs or more
+top-1 agreement      97 % or more    90 % or more  `MANY_IMAGES` inputs or more
+SQNR at the outputs  25 dB or more   15 dB or more  else
+===================  ==============  ============  ===============================================
+
+With labels the agreement counts too where so few inputs cannot tell a loss of 1 % from chance:
+where the standard error, at most sqrt((1 - agreement) / inputs), is larger.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,14 +37,17 @@ MANY_IMAGES = 100
 FEW_IMAGES = 50
 """Calibration inputs that TNN's own documentation asks for at least."""
 
-HEAVY_LOSS = 6.0
-"""dB that a layer may lose against its own inputs: beyond it, more than a bit of the signal."""
+HEAVY_NOISE, POOR_NOISE = 10 ** (-GOOD_SQNR / 20), 10 ** (-FAIR_SQNR / 20)
+"""Noise that a layer adds over its signal (RMS): so much alone leaves GOOD_SQNR, FAIR_SQNR."""
 
 _ROUNDING = 1e-9  # of shares that are differences
 _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
 _RARELY_RIGHT = 0.1  # top-1 of float under which the preprocessing is doubted
 
 GRADES = ("close to float", "usable, check it on your own metric", "poor: do not ship it")
+"""What is said of a result, by its grade."""
+
+_WORDS = ("close to float", "usable", "poor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +73,51 @@ def verdict(comparison: Comparison) -> str:
 
 def grade(comparison: Comparison) -> int:
     """Return 0 good, 1 fair, 2 poor, by what says most: top-1, agreement, else SQNR."""
+    agreement = comparison.agreement
     float_top1, int8_top1 = comparison.float_top1, comparison.int8_top1
-    if comparison.images < MANY_IMAGES or comparison.agreement is None:
-        good, fair, found = GOOD_SQNR, FAIR_SQNR, comparison.sqnr
-    elif float_top1 is not None and int8_top1 is not None:
-        good, fair, found = -GOOD_LOSS, -FAIR_LOSS, int8_top1 - float_top1
-    else:
-        good, fair, found = GOOD_AGREEMENT, FAIR_AGREEMENT, comparison.agreement
-    found += _ROUNDING
-    return int(found < good) + int(found < fair)
+    if comparison.images < MANY_IMAGES or agreement is None:
+        return _grade(comparison.sqnr, GOOD_SQNR, FAIR_SQNR)
+    same = _grade(agreement, GOOD_AGREEMENT, FAIR_AGREEMENT)
+    if float_top1 is None or int8_top1 is None:
+        return same
+    right = _grade(int8_top1 - float_top1, -GOOD_LOSS, -FAIR_LOSS)
+    chance = math.sqrt((1 - agreement) / comparison.images)
+    return right if chance <= GOOD_LOSS else max(right, same)
+
+
+def _grade(found: float, good: float, fair: float) -> int:
+    return int(found + _ROUNDING < good) + int(found + _ROUNDING < fair)
+
+
+def rules() -> tuple[tuple[str, str], ...]:
+    """Return the thresholds in words: what they decide, and which they are."""
+    return (
+        (
+            "Safe to ship",
+            f"with labels and {MANY_IMAGES} compared inputs: at most {GOOD_LOSS:.0%} of them lost "
+            f"against float (usable: {FAIR_LOSS:.0%}); without labels: the same top-1 for "
+            f"{GOOD_AGREEMENT:.0%} ({FAIR_AGREEMENT:.0%}), which counts with labels too where so "
+            f"few inputs cannot tell {GOOD_LOSS:.0%} from chance; else {GOOD_SQNR:g} dB SQNR at "
+            f"the outputs ({FAIR_SQNR:g})",
+        ),
+        (
+            "Worst layer",
+            f"the int8 layer that adds the most noise; more than {HEAVY_NOISE:.1%} of its signal, "
+            f"which alone leaves {GOOD_SQNR:g} dB, are worth a look ({POOR_NOISE:.0%}: "
+            f"{FAIR_SQNR:g} dB)",
+        ),
+        (
+            "Enough images",
+            f"the scales of {STABLE_SHARE:.0%} of the blobs move by less than "
+            f"{100 * TOLERANCE:.3g} % while the inputs double, of which there are {LEAST_INPUTS} "
+            "at least",
+        ),
+    )
 
 
 def heavy_nodes(comparison: Comparison, count: int = 3) -> list[NodeError]:
-    """Return the layers that would be the first to stay float: they lose much and end low."""
-    return [
-        node
-        for node in comparison.worst(count)
-        if node.lost > HEAVY_LOSS and node.error.sqnr < GOOD_SQNR
-    ]
+    """Return the layers that would be the first to stay float: they add much noise."""
+    return [node for node in comparison.worst(count) if node.noise > HEAVY_NOISE]
 
 
 def remedies(
@@ -166,12 +200,17 @@ def answers(
     settings: Settings | None,
     images: int,
     convergence: Convergence | None,
+    *,
+    is_tuned: bool = False,
 ) -> tuple[Answer, ...]:
-    """Answer what everybody asks of a result, each in one sentence with its number."""
+    """Answer what everybody asks of a result, each in one sentence with its number.
+
+    See `remedies` for what is given.
+    """
     return (
         _is_safe(comparison),
         _worst_layer(comparison),
-        _what_to_try(comparison, settings, images, convergence),
+        _what_to_try(comparison, settings, images, convergence, is_tuned=is_tuned),
         enough_images(convergence, images),
     )
 
@@ -189,8 +228,7 @@ def _is_safe(comparison: Comparison | None) -> Answer:
     if comparison.float_top1 is not None and comparison.int8_top1 is not None:
         facts += f" (right: float {comparison.float_top1:.2%}, int8 {comparison.int8_top1:.2%})"
     few = "; with so few inputs SQNR decides" if comparison.images < MANY_IMAGES else ""
-    words = ("Int8 is close to float", "Int8 is usable", "Int8 is poor")[found]
-    return Answer(question, found, short, f"{words}: {facts}{few}.")
+    return Answer(question, found, short, f"Int8 is {_WORDS[found]}: {facts}{few}.")
 
 
 def _worst_layer(comparison: Comparison | None) -> Answer:
@@ -200,8 +238,7 @@ def _worst_layer(comparison: Comparison | None) -> Answer:
         return Answer(question, None, "Not known", "No int8 layer was compared.")
     node = worst[0]
     after, before = node.error.sqnr, node.error.sqnr + node.lost
-    is_heavy = node.lost > HEAVY_LOSS and after < GOOD_SQNR
-    found = int(is_heavy) + int(is_heavy and after < FAIR_SQNR)
+    found = int(node.noise > HEAVY_NOISE) + int(node.noise > POOR_NOISE)
     text = (
         f"This {node.op.replace('_', ' ')} adds the most noise, {node.noise:.1%} of its signal: "
         f"from {before:.1f} to {after:.1f} dB SQNR."
@@ -214,16 +251,17 @@ def _what_to_try(
     settings: Settings | None,
     images: int,
     convergence: Convergence | None,
+    *,
+    is_tuned: bool,
 ) -> Answer:
     question = "What should I try?"
     if comparison is None:
         return Answer(question, None, "Verify it", "Compare it with float on inputs: -i FOLDER.")
-    advice = remedies(comparison, settings, images, convergence)
+    advice = remedies(comparison, settings, images, convergence, is_tuned=is_tuned)
     found = grade(comparison)
     if not advice:
-        return Answer(
-            question, 0, "Nothing more", f"{comparison.sqnr:.1f} dB leave no need for it."
-        )
+        text = f"Int8 is {_WORDS[found]}, at {comparison.sqnr:.1f} dB SQNR."
+        return Answer(question, 0, "Nothing more", text)
     more = f" {_count(len(advice) - 1, 'more idea')} below." if len(advice) > 1 else ""
     short, _, _ = advice[0].partition(":")
     return Answer(

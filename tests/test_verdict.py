@@ -42,6 +42,9 @@ def asked(*args):
         (comparison(40.0, agreement=0.95), 1, "95.0%"),
         (comparison(40.0, agreement=0.98, float_top1=0.8, int8_top1=0.79), 0, "79.00%"),
         (comparison(40.0, agreement=0.98, float_top1=0.8, int8_top1=0.76), 2, "76.00%"),
+        (comparison(40.0, agreement=0.92, images=100, float_top1=0.6, int8_top1=0.62), 1, "92.0%"),
+        (comparison(40.0, agreement=0.92, images=100, float_top1=0.6, int8_top1=0.5), 2, "50.00%"),
+        (comparison(40.0, agreement=0.95, images=900, float_top1=0.6, int8_top1=0.6), 0, "60.00%"),
     ],
 )
 def test_safe_to_ship(found, grade, number):
@@ -82,6 +85,15 @@ def test_what_to_try_is_the_first_remedy():
     assert not any("--passes" in line for line in heavy), "nothing is known of the settings"
     tried = Settings("mse", "mse", "mix", target="onnx", passes=PASSES)
     assert "tune" in verdict.remedies(comparison(20.0), tried, 100)[0]
+
+
+def test_a_tuned_network_is_not_to_be_tuned():
+    heavy = comparison(20.0, [node("a", 30, 20)], images=16)
+    advice = verdict.remedies(heavy, SETTINGS, 100, is_tuned=True)
+    assert [line.partition(":")[0] for line in advice] == ["keep the worst layers in float"]
+    best = verdict.answers(comparison(20.0, images=16), SETTINGS, 100, None, is_tuned=True)[2]
+    assert best.short == "Nothing more"
+    assert "usable, at 20.0 dB" in best.text
 
 
 def test_enough_images():
