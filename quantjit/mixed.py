@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from quantjit import quantizer, sensitivity
 from quantjit.calibration import OnProgress, no_progress
+from quantjit.errors import UsageError
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph
 from quantjit.judge import Judge, Score, Target, noise
@@ -73,9 +74,12 @@ def search(
 ) -> Mixed:
     """Leave the fewest MACs in float that meet the target on the inputs of the judge.
 
-    refined: the int8 network, of these settings.  Where even the least int8 does not meet it, the
-    best network that was found is returned, and says what it misses.
+    refined: the int8 network, of these settings, which are not those of `compat`.  Where even the
+    least int8 does not meet it, the best network that was found is returned, and says what it
+    misses.
     """
+    if settings.compat:
+        raise UsageError("nodes cannot be exchanged in the arithmetic of --compat tnn")
     trials = _Trials(refined, settings, target, judge, on_progress)
     start = trials.take(frozenset())
     if not start.missed:
@@ -92,7 +96,7 @@ def search(
         found = list(pool.map(trials.shortest, _orders(levers, ranked)))
     meeting = sorted((each for each in found if not each.missed), key=_cost)
     if not meeting:
-        best = max(trials.taken.values(), key=lambda each: (each.score.sqnr, -each.float_macs))
+        best = min(trials.taken.values(), key=lambda each: (-each.score.sqnr, *_cost(each)))
         return trials.result(start, best)
     with ThreadPoolExecutor(judge.jobs) as pool:
         shrunk = list(pool.map(trials.shrunk, meeting[:_SHRUNK]))
@@ -148,6 +152,8 @@ class _Trials:
         self._macs = count_macs(graph, infer_shapes(graph))
         self._never = frozenset(node.name for node in refined.quantized.nodes if node.quant is None)
         self.taken: dict[frozenset[str], _Trial] = {}
+        count = len(self.levers())
+        self._most = 4 * (count.bit_length() + 1) + 2 * _SHRUNK * count  # trials, about
 
     def levers(self) -> list[str]:
         """Return the int8 nodes to choose from, in the order of the network.
@@ -184,7 +190,7 @@ class _Trials:
         macs = sum(self._macs[name] for name in floats)
         trial = _Trial(asked, floats, macs, score, self._target.missed(score))
         self.taken[floats] = trial
-        self._on_progress("mixed", len(self.taken), len(self.taken))
+        self._on_progress("mixed", min(len(self.taken), self._most), self._most)
         return trial
 
     def network(self, floats: frozenset[str]) -> Graph:
