@@ -39,8 +39,8 @@ class LayerError:
 
 
 def number(value: float) -> str:
-    """Return a number in three digits, e.g. 0.0123, 12.3, 1.2e+06."""
-    return f"{value:.3g}"
+    """Return a number in three digits or as a whole one, e.g. 0.0123, 12.3, 1734, 1.2e+06."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def shorten(name: str, letters: int) -> str:

@@ -53,10 +53,3 @@ for (const place of document.querySelectorAll("[data-filter]")) {
     count.textContent = input.value ? `${shown} of ${items.length}` : "";
   });
 }
-
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  closed.forEach((each) => (each.open = true));
-});
-addEventListener("afterprint", () => closed.forEach((each) => (each.open = false)));

@@ -336,14 +336,7 @@ def _reading(frames: Mapping[str, pl.DataFrame]) -> str:
         ("Scale, step", "real units between two neighbouring codes"),
         ("Clipped", "values beyond the last code, which takes their place"),
         ("Dead channel", "was 0 for every input; harmless, but it says something of the network"),
-        ("Safe to ship", f"from {verdict.MANY_IMAGES} compared inputs on: at most "
-         f"{verdict.GOOD_LOSS:.0%} of them lost against float (usable: {verdict.FAIR_LOSS:.0%}), "
-         f"or without labels the same top-1 for {verdict.GOOD_AGREEMENT:.0%} "
-         f"({verdict.FAIR_AGREEMENT:.0%}); else {verdict.GOOD_SQNR:g} dB at the outputs "
-         f"({verdict.FAIR_SQNR:g})"),
-        ("Worst layer", "the int8 layer that adds the most noise; more than "
-         f"{verdict.HEAVY_LOSS:g} dB lost with under {verdict.GOOD_SQNR:g} left are worth a look"),
-        ("Enough images", "95 % of the scales move by less than 1 % while the inputs double"),
+        *verdict.rules(),
     )  # fmt: skip
     files = ", ".join(f"{name}.parquet" for name in frames)
     words = sections.facts("Words and thresholds", terms)

@@ -83,10 +83,14 @@ def _cell(value: float | None, form: str = "{:.1f}") -> tuple[str, object]:
     return ("", "") if value is None else (form.format(value), f"{value:.9g}")
 
 
+def _number(value: float | None) -> tuple[str, object]:
+    return ("", "") if value is None else (charts.number(value), f"{value:.9g}")
+
+
 def _step(largest: float | None, count: int) -> tuple[str, object]:
     """Return the step of a blob, the largest where each channel has one."""
-    text, value = _cell(largest, "{:.3g}")
-    return (text if count <= 1 else f"{text} ({count} steps)"), value
+    text, value = _number(largest)
+    return (text if count <= 1 else f"{text} ({count})"), value
 
 
 def figure(chart: str, caption: str) -> str:
@@ -254,7 +258,7 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
             _cell(row["lost_db"]),
             _cell(row["added_noise"], "{:.1%}"),
             _cell(row["cosine"], "{:.5f}"),
-            _cell(row["largest_error"], "{:.3g}"),
+            _number(row["largest_error"]),
             _step(row["output_scale"], row["output_scales"]),
             row["shape"],
             (size(row["macs"], "").strip(), row["macs"]),
@@ -269,7 +273,8 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
     )  # fmt: skip
     parts.append(
         table(
-            "All layers in order of execution; no SQNR: merged into a neighbour by the target",
+            "All layers in order of execution. No SQNR: merged into a neighbour by the target. "
+            "Step: the largest, and how many there are",
             heads,
             rows,
             kind="sortable",

@@ -2,15 +2,19 @@
 
 Nothing here computes a result; what is printed and what the page says come from here.
 
-===================  ==============  =====================  ====================================
-judged by            close to float  usable                 where
-===================  ==============  =====================  ====================================
-top-1 lost           at most 1 %     at most 3 %            labels, `MANY_IMAGES` inputs or more
-top-1 agreement      97 % or more    90 % or more           `MANY_IMAGES` inputs or more
-SQNR at the outputs  25 dB or more   15 dB or more          else
-===================  ==============  =====================  ====================================
+===================  ==============  ============  ===============================================
+judged by            close to float  usable        where
+===================  ==============  ============  ===============================================
+top-1 lost           at most 1 %     at most 3 %   labels, `MANY_IMAGES` inputs or more
+top-1 agreement      97 % or more    90 % or more  `MANY_IMAGES` inputs or more
+SQNR at the outputs  25 dB or more   15 dB or more  else
+===================  ==============  ============  ===============================================
+
+With labels the agreement counts too where so few inputs cannot tell a loss of 1 % from chance:
+where the standard error, at most sqrt((1 - agreement) / inputs), is larger.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,15 +70,45 @@ def verdict(comparison: Comparison) -> str:
 
 def grade(comparison: Comparison) -> int:
     """Return 0 good, 1 fair, 2 poor, by what says most: top-1, agreement, else SQNR."""
+    agreement = comparison.agreement
     float_top1, int8_top1 = comparison.float_top1, comparison.int8_top1
-    if comparison.images < MANY_IMAGES or comparison.agreement is None:
-        good, fair, found = GOOD_SQNR, FAIR_SQNR, comparison.sqnr
-    elif float_top1 is not None and int8_top1 is not None:
-        good, fair, found = -GOOD_LOSS, -FAIR_LOSS, int8_top1 - float_top1
-    else:
-        good, fair, found = GOOD_AGREEMENT, FAIR_AGREEMENT, comparison.agreement
-    found += _ROUNDING
-    return int(found < good) + int(found < fair)
+    if comparison.images < MANY_IMAGES or agreement is None:
+        return _grade(comparison.sqnr, GOOD_SQNR, FAIR_SQNR)
+    same = _grade(agreement, GOOD_AGREEMENT, FAIR_AGREEMENT)
+    if float_top1 is None or int8_top1 is None:
+        return same
+    right = _grade(int8_top1 - float_top1, -GOOD_LOSS, -FAIR_LOSS)
+    chance = math.sqrt((1 - agreement) / comparison.images)
+    return right if chance <= GOOD_LOSS else max(right, same)
+
+
+def _grade(found: float, good: float, fair: float) -> int:
+    return int(found + _ROUNDING < good) + int(found + _ROUNDING < fair)
+
+
+def rules() -> tuple[tuple[str, str], ...]:
+    """Return the thresholds in words: what they decide, and which they are."""
+    return (
+        (
+            "Safe to ship",
+            f"with labels and {MANY_IMAGES} compared inputs: at most {GOOD_LOSS:.0%} of them lost "
+            f"against float (usable: {FAIR_LOSS:.0%}); without labels: the same top-1 for "
+            f"{GOOD_AGREEMENT:.0%} ({FAIR_AGREEMENT:.0%}), which counts with labels too where so "
+            f"few inputs cannot tell {GOOD_LOSS:.0%} from chance; else {GOOD_SQNR:g} dB SQNR at "
+            f"the outputs ({FAIR_SQNR:g})",
+        ),
+        (
+            "Worst layer",
+            f"the int8 layer that adds the most noise; more than {HEAVY_LOSS:g} dB lost with under "
+            f"{GOOD_SQNR:g} left are worth a look",
+        ),
+        (
+            "Enough images",
+            f"the scales of {STABLE_SHARE:.0%} of the blobs move by less than "
+            f"{100 * TOLERANCE:.3g} % while the inputs double, of which there are {LEAST_INPUTS} "
+            "at least",
+        ),
+    )
 
 
 def heavy_nodes(comparison: Comparison, count: int = 3) -> list[NodeError]:
@@ -221,9 +255,8 @@ def _what_to_try(
     advice = remedies(comparison, settings, images, convergence)
     found = grade(comparison)
     if not advice:
-        return Answer(
-            question, 0, "Nothing more", f"{comparison.sqnr:.1f} dB leave no need for it."
-        )
+        text = f"Int8 is close to float, at {comparison.sqnr:.1f} dB SQNR."
+        return Answer(question, 0, "Nothing more", text)
     more = f" {_count(len(advice) - 1, 'more idea')} below." if len(advice) > 1 else ""
     short, _, _ = advice[0].partition(":")
     return Answer(

@@ -1,6 +1,7 @@
 """The report as a folder: what is in it, and that it is the same bytes for the same result."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import models
@@ -16,6 +17,8 @@ from quantjit.page import Source
 from quantjit.pipeline import Inputs
 from quantjit.quantizer import Settings
 from quantjit.refine import Effect
+
+pytestmark = pytest.mark.jit
 
 VOID = {"meta", "img", "br", "wbr", "input", "line", "circle", "rect", "path", "polyline"}
 SETTINGS = Settings("mse", "mse", "mix")
@@ -125,8 +128,6 @@ def test_an_old_report_is_replaced_whole(place, tmp_path):
 
 
 def test_passes_and_what_was_not_compared(place, tmp_path):
-    from dataclasses import replace
-
     result, _ = made(place, tmp_path, verify_inputs=0)
     result = replace(result, effects=(Effect("bias", False, 20.0, 19.5, "made it worse"),))
     page.write(tmp_path / "report", result, SETTINGS)

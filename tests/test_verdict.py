@@ -42,6 +42,9 @@ def asked(*args):
         (comparison(40.0, agreement=0.95), 1, "95.0%"),
         (comparison(40.0, agreement=0.98, float_top1=0.8, int8_top1=0.79), 0, "79.00%"),
         (comparison(40.0, agreement=0.98, float_top1=0.8, int8_top1=0.76), 2, "76.00%"),
+        (comparison(40.0, agreement=0.92, images=100, float_top1=0.6, int8_top1=0.62), 1, "92.0%"),
+        (comparison(40.0, agreement=0.92, images=100, float_top1=0.6, int8_top1=0.5), 2, "50.00%"),
+        (comparison(40.0, agreement=0.95, images=900, float_top1=0.6, int8_top1=0.6), 0, "60.00%"),
     ],
 )
 def test_safe_to_ship(found, grade, number):

@@ -5,6 +5,7 @@ Skipped where there is no Chromium with its driver, or no Selenium.
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -50,8 +51,6 @@ def network():
     def renamed(names):
         return tuple(name if name in {"data", "scores"} else prefix + name for name in names)
 
-    from dataclasses import replace
-
     return graph.with_nodes(
         tuple(
             replace(
@@ -83,8 +82,6 @@ def report(tmp_path_factory):
         root / "net.onnx", None, root / "images", settings, inputs=inputs,
         output=root / "net_quantized.onnx", labels=root / "labels.csv", jobs=1, detail=True,
     )  # fmt: skip
-    from dataclasses import replace
-
     result = replace(
         result,
         effects=(Effect("bias", True, 20.0, 21.5, "3 layers"),),
@@ -272,6 +269,5 @@ def test_it_can_be_printed(browser, report):
     )
     pdf = base64.b64decode(printed["data"])
     assert pdf.startswith(b"%PDF")
-    assert len(pdf) > 50_000
-    still = browser.execute_script("return document.querySelectorAll('details:not([open])').length")
-    assert still > 0, "printing leaves the page as it was"
+    pages = pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ")
+    assert 3 <= pages <= 15, "what is folded is not printed"
