@@ -8,7 +8,7 @@ import pytest
 import searching
 from PIL import Image
 
-from quantjit import formats, pipeline, quantizer, tune
+from quantjit import formats, pipeline, quantizer, tuning
 from quantjit.dataset import ArraySamples, Collected
 from quantjit.errors import DataError, UnsupportedError, UsageError
 from quantjit.executor import infer_shapes
@@ -26,36 +26,36 @@ pytestmark = pytest.mark.jit
 
 def searched(settings, *, graph=None, stats=None, jobs=2, **options):
     graph = graph or searching.network()
-    stats = stats or searching.gathered(graph, tune.blobs_to_gather(graph, settings))
+    stats = stats or searching.gathered(graph, tuning.blobs_to_gather(graph, settings))
     judge = searching.judge(graph, 5, jobs=jobs)
-    return tune.search(graph, stats, settings, judge, **options)
+    return tuning.search(graph, stats, settings, judge, **options)
 
 
 # ------------------------------------------------------------------ candidates
 
 
 def test_candidates_are_what_a_format_can_express():
-    names = [str(each) for each in tune.candidates(TNN)]
+    names = [str(each) for each in tuning.candidates(TNN)]
     assert len(names) == len(set(names)) >= 24
     assert names[0] == "blobs minmax, weights minmax, channel"
     assert not [name for name in names if "asymmetric" in name]
-    assert len(tune.candidates(TNN, zero_points=True)) > len(names)
-    for each in tune.candidates(ONNX, zero_points=True):
+    assert len(tuning.candidates(TNN, zero_points=True)) > len(names)
+    for each in tuning.candidates(ONNX, zero_points=True):
         assert each.merge != "channel"
         assert "asymmetric" not in (each.blob_method, each.weight_method)
     kept = replace(ONNX, symmetric=True, exclude=("add",), float_nodes=("a",), activations="int8")
-    for each in tune.candidates(kept):
-        assert replace(each, blob_method="minmax", weight_method="minmax", merge="mix") == kept
+    for each in tuning.candidates(kept):
+        assert replace(each, blob_method="mse", weight_method="mse", merge="mix") == kept
 
 
 @pytest.mark.parametrize("settings", [TNN, ONNX, replace(ONNX, symmetric=True)])
 def test_the_default_reaches_the_end_and_the_best_is_never_worse(settings):
     best, candidates = searched(settings)
-    assert len(candidates) == len(tune.candidates(settings))
+    assert len(candidates) == len(tuning.candidates(settings))
     rounds = [each.round for each in candidates]
     assert rounds == sorted(rounds, reverse=True)
     (default,) = [each for each in candidates if each.is_default]
-    assert default.settings == tune.default_settings(settings)
+    assert default.settings == tuning.default_settings(settings)
     last = [each for each in candidates if each.round == max(rounds)]
     assert default in last
     assert {each.images for each in last} == {5}
@@ -67,7 +67,7 @@ def test_the_default_reaches_the_end_and_the_best_is_never_worse(settings):
 
 def test_the_best_is_what_its_settings_give_by_themselves():
     graph = searching.network()
-    stats = searching.gathered(graph, tune.blobs_to_gather(graph, TNN))
+    stats = searching.gathered(graph, tuning.blobs_to_gather(graph, TNN))
     best, candidates = searched(TNN, graph=graph, stats=stats)
     judge = searching.judge(graph, 5)
     for each in (candidates[0], candidates[-1]):
@@ -89,13 +89,13 @@ def test_neither_threads_nor_memory_decide():
     assert runs[0][0].refined.quantized == runs[1][0].refined.quantized
     for left, right in zip(runs[0][1], runs[1][1], strict=True):
         assert replace(left, seconds=0.0) == replace(right, seconds=0.0)
-    stats = searching.gathered(graph, tune.blobs_to_gather(graph, TNN))
+    stats = searching.gathered(graph, tuning.blobs_to_gather(graph, TNN))
     memos = [Memo(), Memo(0), Memo(100)]
     for _ in range(2):
         made = []
         for memo in memos:
-            table = quantizer.solve(graph, stats, tune.default_settings(TNN), memo)
-            made.append(quantizer.quantize(graph, table, tune.default_settings(TNN), memo))
+            table = quantizer.solve(graph, stats, tuning.default_settings(TNN), memo)
+            made.append(quantizer.quantize(graph, table, tuning.default_settings(TNN), memo))
         assert made[0] == made[1] == made[2]
 
 
@@ -103,13 +103,13 @@ def test_a_long_tail_is_clipped():
     """One value of 4000 is 50 times the others: the whole range wastes its codes."""
     graph = searching.network()
     inputs = [dict(each) for each in (s.arrays for s in searching.listed(graph, 8))]
-    stats = searching.gathered(graph, tune.blobs_to_gather(graph, ONNX), 8)
+    stats = searching.gathered(graph, tuning.blobs_to_gather(graph, ONNX), 8)
     for blob, seen in stats.items():
         if blob != "data":
             spike = np.zeros((1, seen.channels, 1, 1), np.float32)
             spike[0, 0] = 50 * seen.absmax.max()
             seen.update(spike)
-    best, candidates = tune.search(graph, stats, ONNX, ArraySamples(inputs))
+    best, candidates = tuning.search(graph, stats, ONNX, ArraySamples(inputs))
     (default,) = [each for each in candidates if each.is_default]
     assert best.settings.blob_method not in {"minmax"}
     assert best.score.sqnr > default.sqnr + 6
@@ -119,14 +119,14 @@ def test_labels_are_counted():
     graph = searching.network()
     inputs = searching.listed(graph, 5, seed=1)
     labels = {sample.file: 3 for sample in inputs}
-    stats = searching.gathered(graph, tune.blobs_to_gather(graph, TNN))
-    _, candidates = tune.search(graph, stats, TNN, Collected(inputs), labels=labels, jobs=1)
+    stats = searching.gathered(graph, tuning.blobs_to_gather(graph, TNN))
+    _, candidates = tuning.search(graph, stats, TNN, Collected(inputs), labels=labels, jobs=1)
     assert all(each.top1 is not None for each in candidates)
 
 
 def test_statistics_per_tensor_leave_out_scales_per_channel():
     graph = searching.network()
-    stats = searching.gathered(graph, tune.blobs_to_gather(graph, TNN, channel=False))
+    stats = searching.gathered(graph, tuning.blobs_to_gather(graph, TNN, channel=False))
     _best, candidates = searched(TNN, graph=graph, stats=stats)
     assert {each.settings.merge for each in candidates} == {"mix", "tensor"}
     assert next(each for each in candidates if each.is_default).settings.merge == "mix"
@@ -138,10 +138,10 @@ def test_statistics_per_tensor_leave_out_scales_per_channel():
 
 def test_early_rounds_see_fewer_inputs():
     for count in (1, 2, 3, 5, 20, 64):
-        lengths = tune._lengths(count)
+        lengths = tuning._lengths(count)
         assert lengths == sorted(set(lengths))
         assert lengths[-1] == count
-    assert tune._lengths(20) == [3, 8, 20]
+    assert tuning._lengths(20) == [3, 8, 20]
 
 
 # ------------------------------------------------------------------ files
@@ -162,7 +162,7 @@ def folder(tmp_path_factory):
 
 
 def tuned(folder, output, name="net.tnnproto", settings=TNN, images="images", **options):
-    return tune.run(
+    return tuning.run(
         folder / name, None, folder / images, settings, inputs=INPUTS, output=output, **options
     )
 
@@ -174,7 +174,7 @@ def names(samples):
 def test_what_is_held_out_depends_on_names_only(folder, tmp_path):
     graph = pipeline.read(folder / "net.tnnproto")
     whole = INPUTS.open(folder / "images", graph)
-    rest, held_out, said = tune.divide(whole)
+    rest, held_out, said = tuning.divide(whole)
     assert len(held_out) == 2
     assert not said
     assert names(rest) | names(held_out) == names(whole)
@@ -183,24 +183,24 @@ def test_what_is_held_out_depends_on_names_only(folder, tmp_path):
     for file in reversed(whole.files):
         (tmp_path / "other" / file.name).write_bytes(file.read_bytes() * 1)
         os.utime(tmp_path / "other" / file.name, (0, 0))
-    assert names(tune.divide(INPUTS.open(tmp_path / "other", graph))[1]) == names(held_out)
+    assert names(tuning.divide(INPUTS.open(tmp_path / "other", graph))[1]) == names(held_out)
     for name in names(rest):  # less of the others: these stay
         (tmp_path / "other" / name).unlink()
         if len(list((tmp_path / "other").iterdir())) == 8:
             break
-    assert names(tune.divide(INPUTS.open(tmp_path / "other", graph))[1]) <= names(held_out)
+    assert names(tuning.divide(INPUTS.open(tmp_path / "other", graph))[1]) <= names(held_out)
 
 
 def test_one_file_of_several_inputs_and_one_input(folder, tmp_path):
     graph = pipeline.read(folder / "net.tnnproto")
     rng = np.random.default_rng(0)
     np.save(tmp_path / "many.npy", rng.normal(0, 1, (10, 3, 6, 6)).astype(np.float32))
-    rest, held_out, _ = tune.divide(INPUTS.open(tmp_path / "many.npy", graph))
+    rest, held_out, _ = tuning.divide(INPUTS.open(tmp_path / "many.npy", graph))
     assert (len(rest), len(held_out)) == (8, 2)
     files = {part.load(i)[0].file for part in (rest, held_out) for i in range(len(part))}
     assert len(files) == 10
     np.save(tmp_path / "one.npy", rng.normal(0, 1, (3, 6, 6)).astype(np.float32))
-    rest, held_out, said = tune.divide(INPUTS.open(tmp_path / "one.npy", graph))
+    rest, held_out, said = tuning.divide(INPUTS.open(tmp_path / "one.npy", graph))
     assert rest is held_out
     assert "one input" in said[0]
 
@@ -216,7 +216,7 @@ def test_the_written_network_is_the_one_that_won(folder, tmp_path, name, setting
     assert comparison.images == 2
     assert comparison.sqnr == pytest.approx(made.candidates[0].sqnr, abs=1e-6)
     graph = made.quantization.graph
-    inputs = list(tune.divide(INPUTS.open(folder / "images", graph))[1])
+    inputs = list(tuning.divide(INPUTS.open(folder / "images", graph))[1])
     judge = Judge(graph, inputs)
     written = formats.load(*made.quantization.paths)
     assert judge.score(judge.measure(written)).sqnr == pytest.approx(made.candidates[0].sqnr)
@@ -240,7 +240,7 @@ def test_statistics_from_a_file(folder, tmp_path):
     output = tmp_path / "x_quantized.tnnproto"
     stats = tmp_path / "stats.qjs"
     graph = pipeline.read(folder / "net.tnnproto")
-    rest = tune.divide(INPUTS.open(folder / "images", graph))[0]
+    rest = tuning.divide(INPUTS.open(folder / "images", graph))[0]
     (tmp_path / "rest").mkdir()
     for file in rest.files:
         (tmp_path / "rest" / file.name).write_bytes(file.read_bytes())
@@ -254,7 +254,7 @@ def test_statistics_from_a_file(folder, tmp_path):
     direct = tuned(folder, tmp_path / "y_quantized.tnnproto")
     paths = made.quantization.paths, direct.quantization.paths
     assert [p.read_bytes() for p in paths[0]][1] == [p.read_bytes() for p in paths[1]][1]
-    inside = tune.run(
+    inside = tuning.run(
         folder / "net.tnnproto", None, tmp_path / "rest", TNN,
         inputs=INPUTS, output=output, statistics=stats,
     )  # fmt: skip
@@ -271,7 +271,7 @@ def test_files_that_cannot_be_used_are_left_out_or_too_many(folder, tmp_path):
     with pytest.raises(DataError, match=r"1 of 13|cannot be used|cannot be decoded"):
         tuned(folder, tmp_path / "x.tnnproto", images=images)
     inputs = Inputs(INPUTS.preprocess, max_bad=0.2)
-    made = tune.run(
+    made = tuning.run(
         folder / "net.tnnproto", None, images, TNN, inputs=inputs, output=tmp_path / "x.tnnproto"
     )
     assert len(made.quantization.skipped) == 1
