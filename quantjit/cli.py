@@ -235,6 +235,8 @@ def _parse(
                 parser.error(f"--auto decides --{name.replace('_', '-')} itself: leave it out")
         if parsed.input_path is None:
             parser.error("--auto needs inputs to measure on: give -i")
+    if getattr(parsed, "class_names", None) and getattr(parsed, "report", Path()) is None:
+        parser.error("--class-names is for the page of --report")
     return parsed
 
 

@@ -155,6 +155,7 @@ def render(
         ("reading", "How to read this", _reading(frames)),
     ]
     parts = [part for part in parts if part[2]]
+    is_tuned = "candidates" in frames
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in parts)
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-head"><h2 id="{key}-head">{name}</h2>{html}'
@@ -168,7 +169,7 @@ def render(
         '<a class="skip" href="#summary">Skip to the summary</a>'
         f"<header><h1>{escape(title)}: int8 report</h1>"
         f'<p class="lead">{escape(_lead(result, settings))}</p>'
-        f'<div class="answers">{_answers(result, settings)}</div>'
+        f'<div class="answers">{_answers(result, settings, is_tuned)}</div>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
         f"<main>{body}</main><footer>Made by quantjit {_version()}. This page loads nothing from "
         f"the network.</footer><script>{script}</script></body></html>\n"
@@ -186,10 +187,14 @@ def _lead(result: Quantization, settings: Settings | None) -> str:
     return f"Post-training int8 quantization; {method}; {result.calibration.images} inputs."
 
 
-def _answers(result: Quantization, settings: Settings | None) -> str:
+def _answers(result: Quantization, settings: Settings | None, is_tuned: bool) -> str:
     kinds = {0: "good", 1: "fair", 2: "poor", None: "unknown"}
     found = verdict.answers(
-        result.comparison, settings, result.calibration.images, result.convergence
+        result.comparison,
+        settings,
+        result.calibration.images,
+        result.convergence,
+        is_tuned=is_tuned,
     )
     cards = []
     for each in found:

@@ -83,6 +83,12 @@ def _cell(value: float | None, form: str = "{:.1f}") -> tuple[str, object]:
     return ("", "") if value is None else (form.format(value), f"{value:.9g}")
 
 
+def _runs_in(is_int8: bool | None, why_float: str) -> str:
+    if is_int8 is None:
+        return "not known"
+    return "int8" if is_int8 else f"float: {why_float}" if why_float else "float"
+
+
 def _number(value: float | None) -> tuple[str, object]:
     return ("", "") if value is None else (charts.number(value), f"{value:.9g}")
 
@@ -142,13 +148,17 @@ def summary(
             ("Not readable", f"{len(result.skipped)} inputs: {'; '.join(result.skipped[:5])}")
         )
     bar = (
-        f'<div class="gauge" role="img" aria-label="{share:.1%} of the multiply-accumulates run in '
-        f'int8"><i style="width:{100 * share:.2f}%"></i></div>'
+        f'<div class="gauge"><i style="width:{100 * share:.2f}%"></i></div>'
+        f'<p class="note">{share:.1%} of the multiply-accumulates run in int8</p>'
     )
     advice = []
     if comparison is not None:
         advice = verdict.remedies(
-            comparison, settings, result.calibration.images, result.convergence
+            comparison,
+            settings,
+            result.calibration.images,
+            result.convergence,
+            is_tuned="candidates" in frames,
         )
     tries = ""
     if advice:
@@ -160,6 +170,7 @@ def summary(
             pl.len().alias("nodes"),
             pl.col("macs").sum(),
             pl.col("macs").filter("int8").sum().alias("int8_macs"),
+            pl.col("int8").is_not_null().all().alias("known"),
             pl.col("parameters").sum(),
         )
         .sort("macs", "nodes", descending=True, maintain_order=True)
@@ -172,7 +183,7 @@ def summary(
                 row["op"].replace("_", " "),
                 row["nodes"],
                 (size(row["macs"], ""), row["macs"]),
-                f"{row['int8_macs'] / row['macs']:.0%}" if row["macs"] else "",
+                f"{row['int8_macs'] / row['macs']:.0%}" if row["macs"] and row["known"] else "",
                 (size(row["parameters"], ""), row["parameters"]),
             )
             for row in by_op.iter_rows(named=True)
@@ -209,22 +220,27 @@ def candidates(frame: pl.DataFrame | None) -> str:
     """Return what a search measured, whatever columns it has."""
     if frame is None or not frame.height:
         return ""
-    numeric = [index for index, kind in enumerate(frame.dtypes) if kind.is_numeric()]
-    rows = []
-    for row in frame.iter_rows():
-        cells = []
-        for value in row:
-            is_number = isinstance(value, float)
-            cells.append(_cell(value, "{:.4g}") if is_number else "" if value is None else value)
-        rows.append(cells)
+    shown = frame.drop("seconds", strict=False)  # the page is the same for the same result
+    numeric = [index for index, kind in enumerate(shown.dtypes) if kind.is_numeric()]
+    rows = [[_value(value) for value in row] for row in shown.iter_rows()]
+    heads = [name.replace("_", " ") for name in shown.columns]
     return table(
         "What was measured, in the order of the search",
-        frame.columns,
+        heads,
         rows,
         kind="sortable",
         numbers=numeric,
         noun="candidates",
     )
+
+
+def _value(value: object) -> object:
+    """Return a cell of any column."""
+    if isinstance(value, float):
+        return _cell(value, "{:.4g}")
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return "" if value is None else value
 
 
 def layers(nodes: pl.DataFrame, result: Quantization) -> str:
@@ -253,7 +269,7 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
         (
             row["node"],
             row["op"].replace("_", " "),
-            "int8" if row["int8"] else ": ".join(filter(None, ("float", row["why_float"]))),
+            _runs_in(row["int8"], row["why_float"]),
             _cell(row["sqnr_db"]),
             _cell(row["lost_db"]),
             _cell(row["added_noise"], "{:.1%}"),

@@ -18,6 +18,7 @@ from quantjit.convergence import Convergence
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph, Node
 from quantjit.metrics import EXACT_SQNR, TOP, Comparison, NodeError
+from quantjit.passes.lower import lower
 from quantjit.pipeline import Inspection, Quantization
 from quantjit.quant import QuantParams
 from quantjit.sensitivity import Sensitivity
@@ -131,7 +132,8 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
 
     input_scale, output_scale: steps, the largest where there are several; output_scales: how many.
     sqnr_db to added_noise (RMS, over that of the signal): null where the node was not compared, as
-    one that the target merges into another.
+    one that the target merges into another.  int8: null where the int8 network, of another tool,
+    has no node of that name and no such blob.
     """
     graph, quantized = result.graph, result.quantized
     shapes = infer_shapes(graph)
@@ -139,13 +141,15 @@ def nodes_frame(result: Quantization) -> pl.DataFrame:
     compared = () if result.comparison is None else result.comparison.nodes
     by_name = {row.name: row for row in compared}
     by_blob = {row.error.blob: row for row in compared}
-    int8 = {node.name for node in quantized.nodes if node.quant is not None}
+    int8 = {node.name: node.quant is not None for node in quantized.nodes}
     rows = []
     for node in graph.nodes:
         blob = node.outputs[0]
         error = by_name.get(node.name) or by_blob.get(blob)
-        is_int8 = node.name in int8 or (error is not None and error.is_int8)
         reason = result.table.float_nodes.get(node.name, "")
+        is_int8 = int8.get(node.name, False if reason else None)
+        if error is not None:
+            is_int8 = is_int8 or error.is_int8
         rows.append(
             (
                 node.name,
@@ -175,9 +179,11 @@ def _largest_step(params: QuantParams | None) -> float | None:
 
 def int8_mac_share(result: Quantization) -> float:
     """Share of the multiply-accumulates that run in int8."""
-    nodes = nodes_frame(result)
-    total = int(nodes["macs"].sum())
-    return int(nodes.filter("int8")["macs"].sum()) / total if total else 0.0
+    network = lower(result.quantized)
+    macs = count_macs(network, infer_shapes(network))
+    total = sum(macs.values())
+    int8 = sum(macs[node.name] for node in network.nodes if node.quant is not None)
+    return int8 / total if total else 0.0
 
 
 # ------------------------------------------------------------------ blobs

@@ -282,10 +282,9 @@ def print_report(console: Console, result: Quantization, paths: Sequence[Path]) 
     """Print the answers of the page, the worst nodes and what was written."""
     images = result.calibration.images
     rows = [("int8", _coverage(result.graph, result.table.float_nodes, int8_mac_share(result)))]
-    rows += [
-        (answer.question.partition(" ")[0].lower(), f"{answer.short}. {answer.text}")
-        for answer in answers(result.comparison, None, images, result.convergence)
-    ]
+    found = answers(result.comparison, None, images, result.convergence)
+    for label, answer in zip(("ship it?", "worst", "try", "images"), found, strict=True):
+        rows.append((label, f"{answer.short}. {answer.text}"))
     rows.append(
         ("written", f"{paths[0]} ({size(paths[0].stat().st_size)}), {len(paths) - 1} tables")
     )

@@ -45,6 +45,9 @@ _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocess
 _RARELY_RIGHT = 0.1  # top-1 of float under which the preprocessing is doubted
 
 GRADES = ("close to float", "usable, check it on your own metric", "poor: do not ship it")
+"""What is said of a result, by its grade."""
+
+_WORDS = ("close to float", "usable", "poor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +133,8 @@ def remedies(
 ) -> list[str]:
     """Return what to try, the most promising first; empty when there is nothing to mend.
 
-    settings: None where they are not known.  images: inputs of the calibration.  is_tuned: no other
-    method needs to be tried.
+    settings: None where they are not known.  images: inputs of the calibration.  is_tuned: whether
+    other settings were tried already.
     """
     advice: list[str] = []
     warning = preprocessing_warning(comparison)
@@ -200,12 +203,17 @@ def answers(
     settings: Settings | None,
     images: int,
     convergence: Convergence | None,
+    *,
+    is_tuned: bool = False,
 ) -> tuple[Answer, ...]:
-    """Answer what everybody asks of a result, each in one sentence with its number."""
+    """Answer what everybody asks of a result, each in one sentence with its number.
+
+    See `remedies` for what is given.
+    """
     return (
         _is_safe(comparison),
         _worst_layer(comparison),
-        _what_to_try(comparison, settings, images, convergence),
+        _what_to_try(comparison, settings, images, convergence, is_tuned=is_tuned),
         enough_images(convergence, images),
     )
 
@@ -223,8 +231,7 @@ def _is_safe(comparison: Comparison | None) -> Answer:
     if comparison.float_top1 is not None and comparison.int8_top1 is not None:
         facts += f" (right: float {comparison.float_top1:.2%}, int8 {comparison.int8_top1:.2%})"
     few = "; with so few inputs SQNR decides" if comparison.images < MANY_IMAGES else ""
-    words = ("Int8 is close to float", "Int8 is usable", "Int8 is poor")[found]
-    return Answer(question, found, short, f"{words}: {facts}{few}.")
+    return Answer(question, found, short, f"Int8 is {_WORDS[found]}: {facts}{few}.")
 
 
 def _worst_layer(comparison: Comparison | None) -> Answer:
@@ -248,14 +255,16 @@ def _what_to_try(
     settings: Settings | None,
     images: int,
     convergence: Convergence | None,
+    *,
+    is_tuned: bool,
 ) -> Answer:
     question = "What should I try?"
     if comparison is None:
         return Answer(question, None, "Verify it", "Compare it with float on inputs: -i FOLDER.")
-    advice = remedies(comparison, settings, images, convergence)
+    advice = remedies(comparison, settings, images, convergence, is_tuned=is_tuned)
     found = grade(comparison)
     if not advice:
-        text = f"Int8 is close to float, at {comparison.sqnr:.1f} dB SQNR."
+        text = f"Int8 is {_WORDS[found]}, at {comparison.sqnr:.1f} dB SQNR."
         return Answer(question, 0, "Nothing more", text)
     more = f" {_count(len(advice) - 1, 'more idea')} below." if len(advice) > 1 else ""
     short, _, _ = advice[0].partition(":")

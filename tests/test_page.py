@@ -114,9 +114,21 @@ def test_threads_do_not_change_a_byte(place, tmp_path):
 def test_an_old_report_is_replaced_whole(place, tmp_path):
     result, source = made(place, tmp_path)
     folder = tmp_path / "report"
-    candidates = pl.DataFrame({"settings": ["a", "b"], "sqnr": [30.0, None], "images": [1, 2]})
+    candidates = pl.DataFrame(
+        {
+            "blob_method": ["kl", "mse"],
+            "sqnr_db": [30.125, None],
+            "images": [1, 2],
+            "original_default": [True, False],
+            "seconds": [0.123456, 2.0],
+        }
+    )
     page.write(folder, result, SETTINGS, source=source, candidates=candidates)
-    assert "Candidates" in (folder / "report.html").read_text(encoding="utf-8")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for word in ("Candidates", "blob method", "30.12", "yes"):
+        assert word in text
+    assert "0.1235" not in text, "no time of a run goes into the page"
+    assert pl.read_csv(folder / "candidates.csv").equals(candidates)
     (folder / "mine.txt").write_text("kept")
     page.write(folder, result, None)
     assert not list(folder.glob("candidates*"))

@@ -87,6 +87,15 @@ def test_what_to_try_is_the_first_remedy():
     assert "tune" in verdict.remedies(comparison(20.0), tried, 100)[0]
 
 
+def test_a_tuned_network_is_not_to_be_tuned():
+    heavy = comparison(20.0, [node("a", 30, 20)], images=16)
+    advice = verdict.remedies(heavy, SETTINGS, 100, is_tuned=True)
+    assert [line.partition(":")[0] for line in advice] == ["keep the worst layers in float"]
+    best = verdict.answers(comparison(20.0, images=16), SETTINGS, 100, None, is_tuned=True)[2]
+    assert best.short == "Nothing more"
+    assert "usable, at 20.0 dB" in best.text
+
+
 def test_enough_images():
     still = convergence([1, 1.0, 1.0], [2, 2.0, 2.001])
     answer = verdict.enough_images(still, 64)

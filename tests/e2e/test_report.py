@@ -57,7 +57,15 @@ def test_both_ways_say_the_same(name, here, capsys):
     assert "made/report.html" in out
     code, out, _ = run(capsys, "report", here / name, f"net_quantized{suffix}", *inputs(here))
     assert code == 0
-    for word in ("is", "which", "what", "how", "report/report.html", "worst nodes", "of the MACs"):
+    for word in (
+        "ship it?",
+        "worst",
+        "try",
+        "images",
+        "report/report.html",
+        "worst nodes",
+        "of the MACs",
+    ):
         assert word in out
     for table in ("nodes", "weights", "inputs", "histograms", "channels"):
         made, seen = (
@@ -69,6 +77,26 @@ def test_both_ways_say_the_same(name, here, capsys):
     text = Path("made/report.html").read_text(encoding="utf-8")
     assert "arrow" in text
     assert "arrow" not in Path("report/report.html").read_text(encoding="utf-8")
+
+
+def test_an_int8_network_of_another_tool(here, capsys):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            rng = np.random.default_rng(0)
+            self.left = [rng.normal(0, 1, (1, 3, 12, 12)).astype(np.float32) for _ in range(4)]
+
+        def get_next(self):
+            return {"data": self.left.pop()} if self.left else None
+
+    quantize_static(here / "net.onnx", "theirs.onnx", Reader(), quant_format=QuantFormat.QOperator)
+    code, out, _ = run(capsys, "report", here / "net.onnx", "theirs.onnx", *inputs(here))
+    assert code == 0
+    assert "100.0% of the MACs" in out
+    nodes = pl.read_parquet("report/nodes.parquet")
+    assert nodes["int8"].null_count() > 0
+    assert "not known" in Path("report/report.html").read_text(encoding="utf-8")
 
 
 def test_statistics_are_enough(here, capsys):
@@ -135,6 +163,10 @@ def test_faults_give_one_line_and_their_exit_code(fault, here, capsys):
     code, _, err = run(capsys, "quantize", here / "net.onnx", *inputs(here), "--report", "no/where")
     assert code == 2
     assert not Path("model_quantized.onnx").exists(), "it is said before the work is done"
+    names = ["--class-names", here / "names.txt"]
+    code, _, err = run(capsys, "quantize", here / "net.onnx", *inputs(here), *names)
+    assert code == 2
+    assert "--report" in err
 
 
 @pytest.mark.slow
