@@ -136,6 +136,11 @@ def test_statistics_per_tensor_leave_out_scales_per_channel():
         searched(replace(TNN, compat=True))
 
 
+def test_how_many_are_held_out():
+    found = [tune._count(inputs) for inputs in (2, 5, 16, 24, 40, 100, 1000)]
+    assert found == [1, 1, 5, 8, 8, 20, 200]
+
+
 def test_early_rounds_see_fewer_inputs():
     for count in (1, 2, 3, 5, 20, 64):
         lengths = tune._lengths(count)
@@ -175,7 +180,7 @@ def test_what_is_held_out_depends_on_names_only(folder, tmp_path):
     graph = pipeline.read(folder / "net.tnnproto")
     whole = INPUTS.open(folder / "images", graph)
     rest, held_out, said = tune.divide(whole)
-    assert len(held_out) == 2
+    assert len(held_out) == 4
     assert not said
     assert names(rest) | names(held_out) == names(whole)
     assert not names(rest) & names(held_out)
@@ -196,7 +201,7 @@ def test_one_file_of_several_inputs_and_one_input(folder, tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "many.npy", rng.normal(0, 1, (10, 3, 6, 6)).astype(np.float32))
     rest, held_out, _ = tune.divide(INPUTS.open(tmp_path / "many.npy", graph))
-    assert (len(rest), len(held_out)) == (8, 2)
+    assert (len(rest), len(held_out)) == (7, 3)
     files = {part.load(i)[0].file for part in (rest, held_out) for i in range(len(part))}
     assert len(files) == 10
     np.save(tmp_path / "one.npy", rng.normal(0, 1, (3, 6, 6)).astype(np.float32))
@@ -209,11 +214,11 @@ def test_one_file_of_several_inputs_and_one_input(folder, tmp_path):
 def test_the_written_network_is_the_one_that_won(folder, tmp_path, name, settings):
     output = tmp_path / f"x_quantized{name[3:]}"
     made = tuned(folder, output, name, settings)
-    assert made.held_out == 2
-    assert made.quantization.calibration.images == 10
+    assert made.held_out == 4
+    assert made.quantization.calibration.images == 8
     assert made.settings == made.candidates[0].settings
     comparison = made.quantization.comparison
-    assert comparison.images == 2
+    assert comparison.images == 4
     assert comparison.sqnr == pytest.approx(made.candidates[0].sqnr, abs=1e-6)
     graph = made.quantization.graph
     inputs = list(tune.divide(INPUTS.open(folder / "images", graph))[1])
@@ -250,7 +255,7 @@ def test_statistics_from_a_file(folder, tmp_path):
         )
         made = tuned(folder, output, statistics=stats)
         assert len(made.candidates) == expected
-        assert made.held_out == 2
+        assert made.held_out == 4
     direct = tuned(folder, tmp_path / "y_quantized.tnnproto")
     paths = made.quantization.paths, direct.quantization.paths
     assert [p.read_bytes() for p in paths[0]][1] == [p.read_bytes() for p in paths[1]][1]
@@ -258,7 +263,7 @@ def test_statistics_from_a_file(folder, tmp_path):
         folder / "net.tnnproto", None, tmp_path / "rest", TNN,
         inputs=INPUTS, output=output, statistics=stats,
     )  # fmt: skip
-    assert inside.held_out == 10
+    assert inside.held_out == 8
     assert any("none is held out" in note for note in inside.quantization.notes)
 
 

@@ -55,7 +55,7 @@ def test_tune_writes_the_winner_and_its_leaderboard(here, tmp_path, capsys):
     assert len(board) == 54
     assert board["original_default"].sum() == 1
     assert board["verdict"][0] == "chosen"
-    for word in ("chosen", "default of TNN's tool", "54 settings tried", "8 inputs", "SQNR"):
+    for word in ("chosen", "default of TNN's tool", "54 settings tried", "7 inputs", "SQNR"):
         assert word in out
     first = board.row(0, named=True)
     assert f"blobs {first['blob_method']}, weights {first['weight_method']}" in out
