@@ -246,18 +246,20 @@ def search(
     rounds = _Rounds(maker, judge, on_progress)
     everyone, left = list(entries), entries
     lengths = _lengths(len(judge))
-    for number, length in enumerate(lengths[:-1]):
-        rounds.run(left, length)
-        left = _kept(left, number)
+    for number, length in enumerate(lengths, 1):
+        rounds.run(left, length, number)
+        if number < len(lengths):
+            left = _kept(left, number)
     if passes and samples is not None:
+        ranked = sorted((each for each in left if each.score), key=_Entry.key)
         tried = [
             _Entry(replace(each.settings, passes=passes), len(everyone) + place)
-            for place, each in enumerate(sorted(left, key=_Entry.key)[:_PASSED])
+            for place, each in enumerate(ranked[:_PASSED])
         ]
         improved = rounds.passed(tried)
         everyone += improved
         left = [*left, *improved]
-    rounds.run(left, lengths[-1])
+        rounds.run(improved, lengths[-1], len(lengths))
     everyone.sort(key=_Entry.key)
     winner = everyone[0]
     if winner.score is None:
@@ -285,13 +287,13 @@ def _lengths(inputs: int) -> list[int]:
 
 
 def _kept(entries: Sequence[_Entry], number: int) -> list[_Entry]:
-    """Return the best after a round, and the default."""
+    """Return the best after the round of this number, and the default."""
     ranked = sorted((entry for entry in entries if entry.score), key=_Entry.key)
-    count = max(_LEAST_KEPT[number], round(len(ranked) * _KEPT[number]))
+    count = max(_LEAST_KEPT[number - 1], round(len(ranked) * _KEPT[number - 1]))
     kept = ranked[:count] + [entry for entry in ranked[count:] if entry.is_default]
     for entry in ranked:
         if entry not in kept:
-            entry.verdict = f"out after round {number + 1}"
+            entry.verdict = f"out after round {number}"
     return kept
 
 
@@ -300,7 +302,7 @@ class _Rounds:
 
     def __init__(self, maker: _Maker, judge: Judge, on_progress: OnProgress) -> None:
         self._maker, self._judge, self._on_progress = maker, judge, on_progress
-        self._number = self._done = self._total = 0
+        self._done = self._total = 0
 
     def passed(self, entries: Sequence[_Entry]) -> list[_Entry]:
         """Make candidates with passes; return those in which a pass was kept."""
@@ -317,9 +319,8 @@ class _Rounds:
                 improved.append(entry)
         return improved
 
-    def run(self, entries: Sequence[_Entry], length: int) -> None:
-        """Measure candidates up to so many inputs."""
-        self._number += 1
+    def run(self, entries: Sequence[_Entry], length: int, number: int) -> None:
+        """Measure candidates up to so many inputs, in the round of this number."""
         self._total += len(entries)
         under_way: deque[tuple[_Entry, Future[float]]] = deque()
         with ThreadPoolExecutor(self._judge.jobs) as pool:
@@ -335,18 +336,18 @@ class _Rounds:
                 future = pool.submit(self._measure, entry, refined.quantized, length)
                 under_way.append((entry, future))
                 while len(under_way) > self._judge.jobs:
-                    self._settle(*under_way.popleft())
+                    self._settle(*under_way.popleft(), number)
             while under_way:
-                self._settle(*under_way.popleft())
+                self._settle(*under_way.popleft(), number)
 
     def _measure(self, entry: _Entry, network: Graph, length: int) -> float:
         start = time.perf_counter()
         entry.tally = self._judge.measure(network, length, entry.tally)
         return time.perf_counter() - start
 
-    def _settle(self, entry: _Entry, future: Future[float]) -> None:
+    def _settle(self, entry: _Entry, future: Future[float], number: int) -> None:
         entry.seconds += future.result()
-        entry.round = self._number
+        entry.round = number
         entry.score = self._judge.score(entry.tally)
         self._done += 1
         self._on_progress("tune", self._done, self._total)
@@ -403,6 +404,7 @@ def run(
         rows = blobs_to_gather(graph, settings)
         planned = plan(graph, rows, memory=memory, jobs=jobs, batch=batch)
         calibration = Gathering(graph, rest, rows, planned).run(nonfinite, on_progress=on_progress)
+    kept = list(prefetch(held_out))[:MOST_HELD_OUT]
     for part in (rest, held_out):
         if isinstance(part, Dataset):
             for error in part.skipped:
@@ -412,7 +414,6 @@ def run(
         channels = {blob: seen.channels for blob, seen in calibration.stats.items()}
         fitting = threads_to_verify(graph, channels, memory)
         jobs = min(fitting, jobs or fitting)
-    kept = list(prefetch(held_out))[:MOST_HELD_OUT]
     judge = Judge(graph, kept, known, jobs=jobs)
     stats = {b: s for b, s in calibration.stats.items() if isinstance(s, BlobStats)}
     best, tried = search(

@@ -42,7 +42,7 @@ def test_the_python_example_of_the_readme_runs(monkeypatch, tmp_path):
 
 
 def test_every_flag_of_the_readme_exists(capsys):
-    for command in ("quantize", "calibrate", "merge", "inspect"):
+    for command in ("quantize", "tune", "analyze", "calibrate", "merge", "inspect"):
         assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
     flags = set(re.findall(r"`(--?[a-z][a-z_-]*)", README))
