@@ -333,6 +333,10 @@ def run(
     known = read_labels(labels) if labels is not None else None
     if until_stable and (settings.compat or statistics is not None):
         raise UsageError("--until-stable needs a pass over the data that is not that of TNN's tool")
+    if target is not None and settings.compat:
+        raise UsageError("--mixed cannot exchange nodes in the arithmetic of --compat tnn")
+    if target is not None and not (verify_inputs and input_path is not None):
+        raise UsageError("--mixed needs inputs to measure on")
     tracker = Tracker(settings.blob_solver, until_stable=until_stable)
     convergence = None
     dataset = None if input_path is None else inputs.open(input_path, graph)
@@ -364,9 +368,7 @@ def run(
     if verify_inputs and dataset is not None:
         checked = dataset.spread(verify_inputs)
     found = None
-    if target is not None:
-        if checked is None:
-            raise UsageError("a search for mixed precision needs inputs to measure on")
+    if target is not None and checked is not None:
         judge = Judge(graph, list(checked), known, jobs=jobs)
         found = mixed.search(refined, settings, target, judge, on_progress=on_progress)
         settings = found.settings
