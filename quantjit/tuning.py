@@ -472,12 +472,12 @@ def divide(dataset: Dataset, statistics: Path | None = None) -> tuple[Samples, S
             ["all inputs are in the statistics too: none is held out"],
         )
     if len(dataset) > 1:
-        return (*dataset.divided(min(_count(len(dataset)), room)), [])
+        return (*dataset.divided(min(held_out_of(len(dataset)), room)), [])
     samples = list(dataset)
     if len(samples) == 1:
         one = Collected(samples)
         return one, one, ["one input: it is in the statistics and measured on"]
-    count = min(_count(len(samples)), room)
+    count = min(held_out_of(len(samples)), room)
     chosen = sorted(range(len(samples)), key=lambda i: rank(Path(samples[i].file).name))[:count]
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for index, sample in enumerate(samples):
@@ -485,7 +485,7 @@ def divide(dataset: Dataset, statistics: Path | None = None) -> tuple[Samples, S
     return Collected(parts[0]), Collected(parts[1]), []
 
 
-def _count(inputs: int) -> int:
+def held_out_of(inputs: int) -> int:
     """Return how many of so many inputs are held out."""
     return max(1, round(inputs * HELD_OUT_SHARE), min(FEW_HELD_OUT, inputs // 3))
 

@@ -1,17 +1,13 @@
-"""Make notebooks/report.png, the picture of a report in the README, with Chromium.
-
-python tests/bench/picture.py [chromium]
-"""
+"""Make notebooks/report.png, the picture of a report in the README: `screenshot.py` of the demo."""
 
 import io
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from screenshot import picture
 
 import quantjit
 
@@ -29,7 +25,7 @@ def evaluation(data):
     ]
 
 
-def main(browser="chromium"):
+def main():
     data = ROOT / "data"
     settings = quantjit.Settings()
     with tempfile.TemporaryDirectory() as name:
@@ -47,19 +43,12 @@ def main(browser="chromium"):
         page = quantjit.report(
             folder / "report", result, settings, title="demo", class_names=classes
         )
-        shot = folder / "shot.png"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        flags += [f"--screenshot={shot}", "--window-size={},{}".format(*SIZE)]
-        subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True)
-        picture = (
-            Image.open(shot)
-            .convert("RGB")
-            .quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        )
+        shot = Image.open(io.BytesIO(picture(page, *SIZE, 1.0, "light"))).convert("RGB")
+        small = shot.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         target = ROOT / "notebooks" / "report.png"
-        picture.save(target, optimize=True)
+        small.save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
