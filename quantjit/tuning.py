@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantjit import calibration as evidence
-from quantjit import mixed, pipeline, quantizer, solvers
+from quantjit import markup, mixed, pipeline, quantizer, solvers
 from quantjit.calibration import Calibration, Gathering, OnProgress, no_progress
 from quantjit.dataset import Collected, Dataset, Sample, Samples, prefetch, rank
 from quantjit.errors import DataError, QuantJitError, UsageError
@@ -86,6 +86,32 @@ class Tuned:
     candidates: tuple[Candidate, ...]
     held_out: int
     seconds: float
+
+    def __repr__(self) -> str:
+        best = self.candidates[0]
+        return (
+            f"Tuned({best.settings}: {best.sqnr:.1f} dB on {self.held_out} held-out inputs, "
+            f"{len(self.candidates)} settings tried)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.quantization._repr_html_() + markup.table(
+            repr(self),
+            ("blobs", "weights", "scales", "passes", "SQNR dB", "agrees", "inputs", ""),
+            (
+                (
+                    each.settings.blob_method,
+                    each.settings.weight_method,
+                    each.settings.merge,
+                    ", ".join(each.settings.passes),
+                    round(each.sqnr, 2),
+                    each.agreement,
+                    each.images,
+                    each.verdict,
+                )
+                for each in self.candidates
+            ),
+        )
 
     @property
     def default(self) -> Candidate:
