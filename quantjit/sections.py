@@ -60,8 +60,8 @@ def table(
     filtered = f' data-filter="tbody tr" data-noun="{noun}"' if noun else ""
     return (
         f'<div class="scroll{tall}" role="region" tabindex="0" aria-label="{escape(caption)}"'
-        f'{filtered}><table class="{kind}"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'{filtered}><table class="{kind}"><caption><span>{escape(caption)}</span>'
+        f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -268,11 +268,11 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
     rows = [
         (
             row["node"],
-            row["op"].replace("_", " "),
-            _runs_in(row["int8"], row["why_float"]),
             _cell(row["sqnr_db"]),
             _cell(row["lost_db"]),
             _cell(row["added_noise"], "{:.1%}"),
+            _runs_in(row["int8"], row["why_float"]),
+            row["op"].replace("_", " "),
             _cell(row["cosine"], "{:.5f}"),
             _number(row["largest_error"]),
             _step(row["output_scale"], row["output_scales"]),
@@ -283,9 +283,8 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
         for row in nodes.iter_rows(named=True)
     ]
     heads = (
-        "layer", "type", "runs in", "SQNR, dB", "lost, dB", "adds noise", "cosine", "max error",
-        "step",
-        "output", "MACs", "params",
+        "layer", "SQNR, dB", "lost, dB", "adds noise", "runs in", "type", "cosine", "max error",
+        "step", "output", "MACs", "params",
     )  # fmt: skip
     parts.append(
         table(
@@ -294,7 +293,7 @@ def layers(nodes: pl.DataFrame, result: Quantization) -> str:
             heads,
             rows,
             kind="sortable",
-            numbers=(3, 4, 5, 6, 7, 8, 10, 11),
+            numbers=(1, 2, 3, 6, 7, 8, 10, 11),
             noun="layers",
         )
     )
@@ -318,7 +317,7 @@ def blobs(result: Quantization, frames: Mapping[str, pl.DataFrame]) -> str:
             facts += f", keeps {charts.number(_float(threshold))}"
         dead = rows.filter(pl.col("channel").is_not_null() & pl.col("dead")).height
         if dead:
-            facts += f", {dead} dead channels"
+            facts += f", {dead} dead channel{'s' * (dead > 1)}"
         figures = []
         if blob in histograms:
             figures.append(_histogram(blob, histograms[blob], chosen.get(blob)))
@@ -431,8 +430,9 @@ def weights(frame: pl.DataFrame, result: Quantization) -> str:
     words = f"No layer has a channel {_WIDE_SPREAD:g} times the median one."
     if wide:
         named = breakable(", ".join(wide[:5])) + (" ..." if len(wide) > 5 else "")
+        count = f"{len(wide)} layer{'s' * (len(wide) > 1)}"
         words = (
-            f"In {len(wide)} layers one channel is {_WIDE_SPREAD:g} times the median one or more "
+            f"In {count} one channel is {_WIDE_SPREAD:g} times the median one or more "
             f"({named}): {_needs_channels(result)}."
         )
     what = "Which output channels hog the range of the weights, the widest layers first."

@@ -9,6 +9,7 @@ from quantjit import pipeline, quantizer, solvers, tables
 from quantjit.calibration import Calibration
 from quantjit.dataset import ArraySamples
 from quantjit.executor import Executor
+from quantjit.observed import Evidence
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
 from quantjit.pipeline import Quantization
@@ -185,7 +186,7 @@ def test_dead_channels_and_clipping_of_known_values():
     values[0, 0, 0] = np.arange(1, 101)
     seen = BlobStats(2)
     seen.update(values)
-    evidence = tables.Evidence.of(seen)
+    evidence = Evidence.of(seen)
     assert evidence.absmax.tolist() == [100, 0]
     assert evidence.clipped_share(np.array([50.0, 1.0])) == pytest.approx([0.5, 0], abs=0.02)
     assert evidence.clipped_share(np.array([100.0, 1.0])).tolist() == [0, 0]
@@ -194,7 +195,7 @@ def test_dead_channels_and_clipping_of_known_values():
     reference.update_range(values)
     reference.start_histogram()
     reference.update_histogram(values)
-    found = tables.Evidence.of(reference)
+    found = Evidence.of(reference)
     assert found.absmax.tolist() == [100, 0]
     assert found.clipped_share(np.array([50.0, 1.0])) == pytest.approx([0.5, 0], abs=0.02)
     graph = models.small_network()
