@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from quantjit import api, quantizer, rescale, tables
+from quantjit import api, observed, quantizer, rescale, tables
 from quantjit.errors import UnsupportedError, UsageError
 from quantjit.images import Preprocess
 from quantjit.pipeline import Quantization, input_shapes
@@ -477,7 +477,7 @@ def plot_channels(result: Quantization, blob: str) -> "Figure":
     low, high = low[order], high[order]
     steps = each["scale"].to_numpy()[order]
     zeros = each["zero_point"].cast(pl.Float64).to_numpy()[order]
-    code = tables.lowest_code(result.quantized)
+    code = observed.lowest_code(result.quantized)
     places = np.arange(len(order))
     figure, axes = _figure()
     axes.bar(places, high - low, bottom=low, width=1.0, color=_BLUE, label="seen")

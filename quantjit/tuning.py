@@ -7,6 +7,7 @@ and are tried on the best few only.  What won is written as it was measured: its
 the inputs that were not held out.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ HELD_OUT_SHARE, FEW_HELD_OUT, MOST_HELD_OUT = 0.2, 8, 64
 until there are so many, and never more than the last.
 """
 
-_HELD_OUT_BYTES = 2**28  # of inputs in memory
+_HELD_OUT_BYTES = 2**28  # of inputs and outputs in memory
 _ROUNDS = (0.15, 0.4)  # of the held-out inputs, before the round on all of them
 _KEPT = (0.2, 0.4)  # of the candidates after each of these rounds
 _LEAST_KEPT = (8, 3)
@@ -423,7 +424,9 @@ def run(
     )
     known = pipeline.read_labels(labels) if labels is not None else None
     dataset = inputs.open(input_path, graph)
-    rest, held_out, said = divide(dataset, statistics)
+    blobs = infer_shapes(graph)
+    output_bytes = sum(4 * math.prod(blobs[name]) for name in graph.outputs)
+    rest, held_out, said = divide(dataset, statistics, output_bytes)
     if statistics is not None:
         calibration = _from_file(statistics, graph, settings, inputs.preprocess)
     else:
@@ -480,14 +483,17 @@ def run(
     return Tuned(quantization, chosen, tried, len(kept), seconds)
 
 
-def divide(dataset: Dataset, statistics: Path | None = None) -> tuple[Samples, Samples, list[str]]:
+def divide(
+    dataset: Dataset, statistics: Path | None = None, output_bytes: int = 0
+) -> tuple[Samples, Samples, list[str]]:
     """Return the inputs for statistics, those that are held out, and what is to be said of it.
 
     Held out are those whose names come first by their SHA-256: neither order nor names of the
     others matter.  statistics: none of the inputs is needed for them; held out are inputs that are
-    not in the file.
+    not in the file.  output_bytes: what is kept beside each input.
     """
-    room = max(1, min(MOST_HELD_OUT, _HELD_OUT_BYTES // dataset.input_bytes))
+    room = _HELD_OUT_BYTES // (dataset.input_bytes + output_bytes)
+    room = max(1, min(MOST_HELD_OUT, room))
     if statistics is not None:
         known = {record.name for record in StatisticsFile.load(statistics).inputs}
         fresh = [file for file in dataset.files if file.name not in known]

@@ -83,6 +83,7 @@ def test_the_ruined_layer_alone_is_left_float():
     assert found.bought[0].macs == found.macs - found.int8_macs
 
 
+@pytest.mark.jit
 def test_agreement_is_a_target_too():
     graph = searching.with_outlier(searching.network(), "conv1")
     settings = Settings("minmax", "minmax", "tensor")
@@ -118,6 +119,7 @@ def test_nodes_that_were_to_stay_float_do():
     assert {"left", *(each.name for each in found.bought)} == set(found.settings.float_nodes)
 
 
+@pytest.mark.jit
 def test_threads_do_not_matter():
     graph = searching.network()
     refined = searching.refined(graph, TNN)

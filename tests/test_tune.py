@@ -4,6 +4,7 @@ import io
 import os
 from dataclasses import replace
 
+import models
 import numpy as np
 import pytest
 import searching
@@ -14,8 +15,10 @@ from quantjit import formats, pipeline, quantizer, terminal, tuning
 from quantjit.dataset import ArraySamples, Collected
 from quantjit.errors import DataError, UnsupportedError, UsageError
 from quantjit.executor import infer_shapes
+from quantjit.graph import Blob, Graph
 from quantjit.images import Preprocess
 from quantjit.judge import Judge
+from quantjit.ops.softmax import SoftmaxAttrs
 from quantjit.pipeline import Inputs
 from quantjit.quantizer import Memo, Settings
 from quantjit.refine import Effect, refine
@@ -196,6 +199,26 @@ def test_what_is_held_out_depends_on_names_only(folder, tmp_path):
         if len(list((tmp_path / "other").iterdir())) == 8:
             break
     assert names(tuning.divide(INPUTS.open(tmp_path / "other", graph))[1]) <= names(held_out)
+
+
+def test_large_inputs_and_outputs_are_few(folder):
+    graph = pipeline.read(folder / "net.tnnproto")
+    dataset = INPUTS.open(folder / "images", graph)
+    assert dataset.input_bytes == 4 * 3 * 6 * 6
+    assert [len(tuning.divide(dataset, None, size)[1]) for size in (0, 2**27, 2**40)] == [4, 1, 1]
+
+
+def test_a_network_without_int8_layers(tmp_path):
+    node = replace(models.simple("soft", "softmax", "data"), attrs=SoftmaxAttrs())
+    made = Graph((node,), (Blob("data", (1, 3, 2, 2)),), ("soft",))
+    formats.save(made, tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "many.npy", rng.normal(0, 1, (10, 3, 2, 2)).astype(np.float32))
+    found = tuning.run(
+        tmp_path / "net.onnx", None, tmp_path / "many.npy", ONNX, output=tmp_path / "x.onnx"
+    )
+    assert found.candidates[0].is_default
+    assert found.candidates[0].sqnr == 200
 
 
 def test_one_file_of_several_inputs_and_one_input(folder, tmp_path):
