@@ -71,9 +71,10 @@ def quantize_model(
     Raises
     ------
     UsageError
-        settings of another target than `output`, or a folder that is not there
+        settings of another target than `output`, a folder that is not there, or a network that is
+        quantized already
     FormatError
-        a model that cannot be read or is quantized already
+        a model that cannot be read
     DataError
         inputs that do not fit, or would have to be read again and cannot be
     CalibrationError

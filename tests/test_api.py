@@ -161,6 +161,8 @@ def test_progress_says_how_many_where_it_is_known(graph, images):
 def test_one_line_before_the_work_begins(graph, images, result, tmp_path):
     with pytest.raises(UsageError, match="quantized already: calibrate the float one"):
         quantjit.calibrate(result.quantized, images)
+    with pytest.raises(UsageError, match="quantized already: calibrate the float one"):
+        quantjit.quantize_model(result.quantized, images)
     with pytest.raises(DataError, match="TNN's tool, which compat follows, reads its inputs twice"):
         quantjit.calibrate(graph, iter(images), quantjit.Settings(compat=True))
     per_channel = quantjit.Settings(merge="channel")
