@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 USAGE_EXIT, GATE_EXIT, FAILED_EXIT, INTERRUPTED_EXIT = 2, 5, 6, 130
 
-_DECIDED = ("blob_method", "weight_method", "merge_type", "passes", "compat", "until_stable")
+_DECIDED = (  # by --auto
+    "blob_method",
+    "weight_method",
+    "merge_type",
+    "passes",
+    "compat",
+    "until_stable",
+    "convergence",
+)
 
 _WIDTH = 120  # of what is printed where stdout is no terminal
 _SECONDS_A_LINE = 5.0  # of progress, where stderr is no terminal

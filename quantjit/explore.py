@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from quantjit import api, quantizer, rescale, tables
+from quantjit import api, observed, quantizer, rescale, tables
 from quantjit.errors import UnsupportedError, UsageError
 from quantjit.images import Preprocess
-from quantjit.observed import lowest_code
 from quantjit.pipeline import Quantization, input_shapes
 from quantjit.quantizer import Settings
+from quantjit.sensitivity import Sensitivity
 from quantjit.sources import Source, check_repeatable, open_samples
+from quantjit.tuning import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
     "blobs",
+    "candidates",
     "channels",
     "histogram",
     "layers",
@@ -37,6 +39,7 @@ __all__ = [
     "plot_layers",
     "plot_sweep",
     "plot_weights",
+    "sensitivity",
     "sweep",
     "thresholds",
     "try_threshold",
@@ -177,6 +180,37 @@ def histogram(result: Quantization, blob: str, bins: int = 64) -> pl.DataFrame:
         a blob without statistics, or that never was anything but 0
     """
     return _of(tables.histograms_frame(result, bins), "blob", _blob(result, blob))
+
+
+def candidates(tuned: Tuned) -> pl.DataFrame:
+    """Return a row for each settings that a search tried, the best first.
+
+    Parameters
+    ----------
+    tuned : of `quantjit.tune`
+
+    Returns
+    -------
+    polars.DataFrame
+        sqnr_db in dB and agreement on the held-out inputs, seconds, why it went no further
+    """
+    return tables.leaderboard_frame(tuned.candidates)
+
+
+def sensitivity(found: Sensitivity) -> pl.DataFrame:
+    """Return a row a layer with what int8 costs in it, the most harmful first.
+
+    Parameters
+    ----------
+    found : of `quantjit.analyze`
+
+    Returns
+    -------
+    polars.DataFrame
+        SQNR at the outputs in dB: alone_db with this layer alone in int8, without_db with all
+        others, gain_db what leaving it float gains
+    """
+    return tables.sensitivity_frame(found)
 
 
 def _blob(result: Quantization, name: str) -> str:
@@ -443,7 +477,7 @@ def plot_channels(result: Quantization, blob: str) -> "Figure":
     low, high = low[order], high[order]
     steps = each["scale"].to_numpy()[order]
     zeros = each["zero_point"].cast(pl.Float64).to_numpy()[order]
-    code = lowest_code(result.quantized)
+    code = observed.lowest_code(result.quantized)
     places = np.arange(len(order))
     figure, axes = _figure()
     axes.bar(places, high - low, bottom=low, width=1.0, color=_BLUE, label="seen")

@@ -139,9 +139,12 @@ class Judge:
 
     def measure_all(self, networks: Iterable[Graph], stop: int | None = None) -> Iterator[Score]:
         """Yield the scores of networks in their order, several measured at once."""
-        with ThreadPoolExecutor(self.jobs) as pool:
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
             for tally in pool.map(lambda network: self.measure(network, stop), networks):
                 yield self.score(tally)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def score(self, tally: Tally) -> Score:
         """Turn what was added up into a score."""

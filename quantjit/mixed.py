@@ -13,9 +13,11 @@ merge wrongly) follow by `quantizer.choose_nodes`, so that what is measured can 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from quantjit import quantizer, sensitivity
 from quantjit.calibration import OnProgress, no_progress
+from quantjit.errors import UsageError
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph
 from quantjit.judge import Judge, Score, Target, noise
@@ -23,6 +25,8 @@ from quantjit.quantizer import Settings
 from quantjit.refine import Refinement
 from quantjit.sensitivity import Sensitivity, blend
 from quantjit.table import CalibrationTable
+
+T = TypeVar("T")
 
 _SHRUNK = 2  # orders whose result is tried to be made smaller
 _ORDERING_INPUTS = 8  # on which sensitivities are measured: they only give orders
@@ -73,9 +77,12 @@ def search(
 ) -> Mixed:
     """Leave the fewest MACs in float that meet the target on the inputs of the judge.
 
-    refined: the int8 network, of these settings.  Where even the least int8 does not meet it, the
-    best network that was found is returned, and says what it misses.
+    refined: the int8 network, of these settings, which are not those of `compat`.  Where even the
+    least int8 does not meet it, the best network that was found is returned, and says what it
+    misses.
     """
+    if settings.compat:
+        raise UsageError("nodes cannot be exchanged in the arithmetic of --compat tnn")
     trials = _Trials(refined, settings, target, judge, on_progress)
     start = trials.take(frozenset())
     if not start.missed:
@@ -88,14 +95,12 @@ def search(
         images=min(len(judge), _ORDERING_INPUTS),
         on_progress=on_progress,
     )
-    with ThreadPoolExecutor(judge.jobs) as pool:
-        found = list(pool.map(trials.shortest, _orders(levers, ranked)))
+    found = trials.each(trials.shortest, _orders(levers, ranked))
     meeting = sorted((each for each in found if not each.missed), key=_cost)
     if not meeting:
-        best = max(trials.taken.values(), key=lambda each: (each.score.sqnr, -each.float_macs))
+        best = min(trials.taken.values(), key=lambda each: (-each.score.sqnr, *_cost(each)))
         return trials.result(start, best)
-    with ThreadPoolExecutor(judge.jobs) as pool:
-        shrunk = list(pool.map(trials.shrunk, meeting[:_SHRUNK]))
+    shrunk = trials.each(trials.shrunk, meeting[:_SHRUNK])
     return trials.result(start, min(shrunk, key=_cost))
 
 
@@ -148,6 +153,9 @@ class _Trials:
         self._macs = count_macs(graph, infer_shapes(graph))
         self._never = frozenset(node.name for node in refined.quantized.nodes if node.quant is None)
         self.taken: dict[frozenset[str], _Trial] = {}
+        self._is_stopped = False
+        count = len(self.levers())
+        self._most = 4 * (count.bit_length() + 1) + 2 * _SHRUNK * count  # trials, about
 
     def levers(self) -> list[str]:
         """Return the int8 nodes to choose from, in the order of the network.
@@ -175,6 +183,8 @@ class _Trials:
 
     def take(self, asked: frozenset[str]) -> _Trial:
         """Measure the network in which these nodes are float, and what follows them."""
+        if self._is_stopped:
+            raise InterruptedError
         floats = frozenset(self.reasons(asked))
         known = self.taken.get(floats)
         if known is not None:
@@ -184,8 +194,17 @@ class _Trials:
         macs = sum(self._macs[name] for name in floats)
         trial = _Trial(asked, floats, macs, score, self._target.missed(score))
         self.taken[floats] = trial
-        self._on_progress("mixed", len(self.taken), len(self.taken))
+        self._on_progress("mixed", min(len(self.taken), self._most), self._most)
         return trial
+
+    def each(self, work: Callable[[T], _Trial], items: Sequence[T]) -> list[_Trial]:
+        """Return the trials that come of each item, several at once; Ctrl-C ends all of them."""
+        with ThreadPoolExecutor(self._judge.jobs) as pool:
+            try:
+                return list(pool.map(work, items))
+            except BaseException:
+                self._is_stopped = True
+                raise
 
     def network(self, floats: frozenset[str]) -> Graph:
         """Return the network with these nodes in float."""

@@ -205,7 +205,17 @@ def _one_at_a_time(graph: Graph) -> Graph:
 
 
 def input_shapes(graph: Graph) -> dict[str, Shape]:
-    """Network inputs by name, with the shapes that samples must have."""
+    """Return the shapes that inputs must have.
+
+    Parameters
+    ----------
+    graph : of `load`
+
+    Returns
+    -------
+    dict
+        (1, C, H, W) by the name of the input; all are float32
+    """
     return {blob.name: blob.shape for blob in graph.inputs}
 
 
@@ -278,16 +288,43 @@ def run(
 ) -> Quantization:
     """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
 
-    proto: the .onnx or .tnnproto.  output: the .onnx, or the .tnnproto whose .tnnmodel goes beside
-    it; its format must be the settings' target.  labels: CSV of file,label.  verify_inputs: how
-    many of the inputs are compared, spread evenly over them; 0 for none.  shapes: of inputs by
-    name.  form: of an int8 ONNX file, "qdq" or "qoperator".  float_fallback: False refuses a
-    network for ONNX in which a layer with multiplications has no int8 form.  statistics: a file of
-    `calibrate_files`, solved instead of reading the data; input_path is then for the verification
-    only, and may be None.  jobs, batch, memory: see `plan.plan`.  until_stable: end the
-    calibration once the scales hardly move; see `quantjit.convergence`.  detail: compare channel by
-    channel too.  target: leave layers float until the inputs of the verification meet it; see
-    `quantjit.mixed`.
+    Parameters
+    ----------
+    proto : the .onnx or .tnnproto
+    model : the .tnnmodel, None for that of the same name
+    input_path : folder or file of inputs; with `statistics` for the verification only, or None
+    settings : methods, granularity, target, layers that stay float
+    inputs : which of the files, and how they become tensors
+    output : the .onnx, or the .tnnproto whose .tnnmodel goes beside it; of the settings' target
+    labels : CSV of file,label
+    verify_inputs : how many of the inputs are compared, spread evenly over them; 0 for none
+    nonfinite : "fail", or "skip" to leave NaN and infinite values out and list them
+    jobs, batch, memory : threads, inputs a thread runs at once, bytes; see `plan.plan`
+    statistics : a file of `calibrate_files`, solved instead of reading the data
+    until_stable : end the calibration once the scales hardly move; see `quantjit.convergence`
+    on_progress : called with stage, inputs done and inputs in all
+    shapes : of inputs by name, (N, C, H, W), in place of what the file says
+    form : of an int8 ONNX file, "qdq" or "qoperator"
+    float_fallback : False refuses a network for ONNX in which a layer with multiplications has no
+        int8 form
+    detail : compare channel by channel too
+    target : leave layers float until the inputs of the verification meet it; see `quantjit.mixed`
+
+    Returns
+    -------
+    Quantization
+        both networks, table, statistics and comparison
+
+    Raises
+    ------
+    UsageError
+        options that contradict each other or the network
+    FormatError
+        a model that cannot be read or is quantized already
+    DataError
+        inputs that cannot be used, or statistics of another network
+    CalibrationError
+        NaN or infinite values, naming blob and input
     """
     inputs = inputs or Inputs()
     graph, notes = prepare(
@@ -296,6 +333,10 @@ def run(
     known = read_labels(labels) if labels is not None else None
     if until_stable and (settings.compat or statistics is not None):
         raise UsageError("--until-stable needs a pass over the data that is not that of TNN's tool")
+    if target is not None and settings.compat:
+        raise UsageError("--mixed cannot exchange nodes in the arithmetic of --compat tnn")
+    if target is not None and not (verify_inputs and input_path is not None):
+        raise UsageError("--mixed needs inputs to measure on")
     tracker = Tracker(settings.blob_solver, until_stable=until_stable)
     convergence = None
     dataset = None if input_path is None else inputs.open(input_path, graph)
@@ -327,9 +368,7 @@ def run(
     if verify_inputs and dataset is not None:
         checked = dataset.spread(verify_inputs)
     found = None
-    if target is not None:
-        if checked is None:
-            raise UsageError("a search for mixed precision needs inputs to measure on")
+    if target is not None and checked is not None:
         judge = Judge(graph, list(checked), known, jobs=jobs)
         found = mixed.search(refined, settings, target, judge, on_progress=on_progress)
         settings = found.settings

@@ -7,7 +7,7 @@ and codes are those of the whole int8 network and nothing is solved again.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from quantjit import metrics
+from quantjit import markup, metrics
 from quantjit.calibration import OnProgress, no_progress
 from quantjit.executor import count_macs, infer_shapes
 from quantjit.graph import Graph
@@ -44,6 +44,20 @@ class Sensitivity:
     nodes: tuple[NodeSensitivity, ...]
     whole: Score
     float_macs: int
+
+    def __repr__(self) -> str:
+        worst = f", worst {self.nodes[0].name}" if self.nodes else ""
+        return f"Sensitivity({len(self.nodes)} int8 nodes on {self.images} inputs{worst})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(
+            repr(self),
+            ("layer", "op", "MACs", "alone dB", "all others dB"),
+            (
+                (node.name, node.op, node.macs, round(node.alone, 1), round(node.without, 1))
+                for node in self.nodes
+            ),
+        )
 
     @property
     def images(self) -> int:

@@ -7,6 +7,7 @@ and are tried on the best few only.  What won is written as it was measured: its
 the inputs that were not held out.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantjit import calibration as evidence
-from quantjit import mixed, pipeline, quantizer, solvers
+from quantjit import markup, mixed, pipeline, quantizer, solvers
 from quantjit.calibration import Calibration, Gathering, OnProgress, no_progress
 from quantjit.dataset import Collected, Dataset, Sample, Samples, prefetch, rank
 from quantjit.errors import DataError, QuantJitError, UsageError
@@ -27,16 +28,18 @@ from quantjit.metrics import EXACT_SQNR
 from quantjit.mixed import Mixed
 from quantjit.ops import Shape
 from quantjit.pipeline import Inputs, Quantization, Writing
-from quantjit.plan import plan
+from quantjit.plan import plan, threads_to_verify
 from quantjit.quantizer import Memo, Settings
 from quantjit.refine import Refinement, refine
 from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.2, 64
-"""How much of the inputs is held out: a share of their number, and never more than so many."""
+HELD_OUT_SHARE, FEW_HELD_OUT, MOST_HELD_OUT = 0.2, 8, 64
+"""How much of the inputs is held out: this share of their number, but of few inputs up to a third
+until there are so many, and never more than the last.
+"""
 
-_HELD_OUT_BYTES = 2**28  # of inputs in memory
+_HELD_OUT_BYTES = 2**28  # of inputs and outputs in memory
 _ROUNDS = (0.15, 0.4)  # of the held-out inputs, before the round on all of them
 _KEPT = (0.2, 0.4)  # of the candidates after each of these rounds
 _LEAST_KEPT = (8, 3)
@@ -84,6 +87,32 @@ class Tuned:
     candidates: tuple[Candidate, ...]
     held_out: int
     seconds: float
+
+    def __repr__(self) -> str:
+        best = self.candidates[0]
+        return (
+            f"Tuned({best.settings}: {best.sqnr:.1f} dB on {self.held_out} held-out inputs, "
+            f"{len(self.candidates)} settings tried)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.quantization._repr_html_() + markup.table(
+            repr(self),
+            ("blobs", "weights", "scales", "passes", "SQNR dB", "agrees", "inputs", ""),
+            (
+                (
+                    each.settings.blob_method,
+                    each.settings.weight_method,
+                    each.settings.merge,
+                    ", ".join(each.settings.passes),
+                    round(each.sqnr, 2),
+                    each.agreement,
+                    each.images,
+                    each.verdict,
+                )
+                for each in self.candidates
+            ),
+        )
 
     @property
     def default(self) -> Candidate:
@@ -168,11 +197,12 @@ class _Maker:
         stats: Mapping[str, BlobStats],
         samples: Samples | None,
         jobs: int | None,
+        memory: int | None,
     ) -> None:
         self._graph, self._stats, self._samples, self._jobs = graph, stats, samples, jobs
         self._shapes = infer_shapes(graph)
         self._per_tensor: dict[str, BlobStats] = {}
-        self._memo = Memo()
+        self._memo = Memo() if memory is None else Memo(min(memory // 8, 2**28))
 
     def can_solve(self, settings: Settings) -> bool:
         """Whether the statistics have the rows that these settings need."""
@@ -213,6 +243,7 @@ def search(
     zero_points: bool = False,
     passes: tuple[str, ...] = quantizer.PASSES,
     jobs: int | None = None,
+    memory: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> tuple[Best, tuple[Candidate, ...]]:
     """Find the settings that keep the most on held-out inputs.
@@ -220,7 +251,8 @@ def search(
     graph: float, with its activations fused.  stats: of `blobs_to_gather`, without the held-out
     inputs; where they are per tensor, no candidate has scales of blobs per channel.  settings:
     what is not tried out, see `candidates`.  samples: the inputs that passes measure on.  passes:
-    those that are applied to the best few.  The best is never worse than the original's default,
+    those that are applied to the best few.  memory: of the process; an eighth of it is for codes
+    of weights that several candidates share.  The best is never worse than the original's default,
     which is measured on all held-out inputs too.
     """
     if settings.compat:
@@ -229,7 +261,7 @@ def search(
         judge = held_out
     else:
         judge = Judge(graph, list(prefetch(held_out)), labels, jobs=jobs)
-    maker = _Maker(graph, stats, samples, jobs)
+    maker = _Maker(graph, stats, samples, jobs, memory)
     entries = [
         _Entry(each, order)
         for order, each in enumerate(candidates(settings, zero_points=zero_points))
@@ -241,18 +273,20 @@ def search(
     rounds = _Rounds(maker, judge, on_progress)
     everyone, left = list(entries), entries
     lengths = _lengths(len(judge))
-    for number, length in enumerate(lengths[:-1]):
-        rounds.run(left, length)
-        left = _kept(left, number)
+    for number, length in enumerate(lengths, 1):
+        rounds.run(left, length, number)
+        if number < len(lengths):
+            left = _kept(left, number)
     if passes and samples is not None:
+        ranked = sorted((each for each in left if each.score), key=_Entry.key)
         tried = [
             _Entry(replace(each.settings, passes=passes), len(everyone) + place)
-            for place, each in enumerate(sorted(left, key=_Entry.key)[:_PASSED])
+            for place, each in enumerate(ranked[:_PASSED])
         ]
         improved = rounds.passed(tried)
         everyone += improved
         left = [*left, *improved]
-    rounds.run(left, lengths[-1])
+        rounds.run(improved, lengths[-1], len(lengths))
     everyone.sort(key=_Entry.key)
     winner = everyone[0]
     if winner.score is None:
@@ -280,13 +314,13 @@ def _lengths(inputs: int) -> list[int]:
 
 
 def _kept(entries: Sequence[_Entry], number: int) -> list[_Entry]:
-    """Return the best after a round, and the default."""
+    """Return the best after the round of this number, and the default."""
     ranked = sorted((entry for entry in entries if entry.score), key=_Entry.key)
-    count = max(_LEAST_KEPT[number], round(len(ranked) * _KEPT[number]))
+    count = max(_LEAST_KEPT[number - 1], round(len(ranked) * _KEPT[number - 1]))
     kept = ranked[:count] + [entry for entry in ranked[count:] if entry.is_default]
     for entry in ranked:
         if entry not in kept:
-            entry.verdict = f"out after round {number + 1}"
+            entry.verdict = f"out after round {number}"
     return kept
 
 
@@ -295,7 +329,7 @@ class _Rounds:
 
     def __init__(self, maker: _Maker, judge: Judge, on_progress: OnProgress) -> None:
         self._maker, self._judge, self._on_progress = maker, judge, on_progress
-        self._number = self._done = self._total = 0
+        self._done = self._total = 0
 
     def passed(self, entries: Sequence[_Entry]) -> list[_Entry]:
         """Make candidates with passes; return those in which a pass was kept."""
@@ -312,9 +346,8 @@ class _Rounds:
                 improved.append(entry)
         return improved
 
-    def run(self, entries: Sequence[_Entry], length: int) -> None:
-        """Measure candidates up to so many inputs."""
-        self._number += 1
+    def run(self, entries: Sequence[_Entry], length: int, number: int) -> None:
+        """Measure candidates up to so many inputs, in the round of this number."""
         self._total += len(entries)
         under_way: deque[tuple[_Entry, Future[float]]] = deque()
         with ThreadPoolExecutor(self._judge.jobs) as pool:
@@ -330,18 +363,18 @@ class _Rounds:
                 future = pool.submit(self._measure, entry, refined.quantized, length)
                 under_way.append((entry, future))
                 while len(under_way) > self._judge.jobs:
-                    self._settle(*under_way.popleft())
+                    self._settle(*under_way.popleft(), number)
             while under_way:
-                self._settle(*under_way.popleft())
+                self._settle(*under_way.popleft(), number)
 
     def _measure(self, entry: _Entry, network: Graph, length: int) -> float:
         start = time.perf_counter()
         entry.tally = self._judge.measure(network, length, entry.tally)
         return time.perf_counter() - start
 
-    def _settle(self, entry: _Entry, future: Future[float]) -> None:
+    def _settle(self, entry: _Entry, future: Future[float], number: int) -> None:
         entry.seconds += future.result()
-        entry.round = self._number
+        entry.round = number
         entry.score = self._judge.score(entry.tally)
         self._done += 1
         self._on_progress("tune", self._done, self._total)
@@ -391,19 +424,25 @@ def run(
     )
     known = pipeline.read_labels(labels) if labels is not None else None
     dataset = inputs.open(input_path, graph)
-    rest, held_out, said = divide(dataset, statistics)
+    blobs = infer_shapes(graph)
+    output_bytes = sum(4 * math.prod(blobs[name]) for name in graph.outputs)
+    rest, held_out, said = divide(dataset, statistics, output_bytes)
     if statistics is not None:
         calibration = _from_file(statistics, graph, settings, inputs.preprocess)
     else:
         rows = blobs_to_gather(graph, settings)
         planned = plan(graph, rows, memory=memory, jobs=jobs, batch=batch)
         calibration = Gathering(graph, rest, rows, planned).run(nonfinite, on_progress=on_progress)
+    kept = list(prefetch(held_out))[:MOST_HELD_OUT]
     for part in (rest, held_out):
         if isinstance(part, Dataset):
             for error in part.skipped:
                 dataset.skip(error)
     start = time.perf_counter()
-    kept = list(prefetch(held_out))[:MOST_HELD_OUT]
+    if memory is not None:
+        channels = {blob: seen.channels for blob, seen in calibration.stats.items()}
+        fitting = threads_to_verify(graph, channels, memory)
+        jobs = min(fitting, jobs or fitting)
     judge = Judge(graph, kept, known, jobs=jobs)
     stats = {b: s for b, s in calibration.stats.items() if isinstance(s, BlobStats)}
     best, tried = search(
@@ -415,6 +454,7 @@ def run(
         zero_points=zero_points,
         passes=passes,
         jobs=jobs,
+        memory=memory,
         on_progress=on_progress,
     )
     found: Mixed | None = None
@@ -443,37 +483,43 @@ def run(
     return Tuned(quantization, chosen, tried, len(kept), seconds)
 
 
-def divide(dataset: Dataset, statistics: Path | None = None) -> tuple[Samples, Samples, list[str]]:
+def divide(
+    dataset: Dataset, statistics: Path | None = None, output_bytes: int = 0
+) -> tuple[Samples, Samples, list[str]]:
     """Return the inputs for statistics, those that are held out, and what is to be said of it.
 
-    A fifth is held out, 64 at most: those whose names come first by their SHA-256, so that neither
-    order nor number of the others matters for one.  statistics: none of the inputs is needed for
-    them; held out are inputs that are not in the file.
+    Held out are those whose names come first by their SHA-256: neither order nor names of the
+    others matter.  statistics: none of the inputs is needed for them; held out are inputs that are
+    not in the file.  output_bytes: what is kept beside each input.
     """
-    count = max(1, min(round(len(dataset) * HELD_OUT_SHARE), MOST_HELD_OUT))
-    count = min(count, max(1, _HELD_OUT_BYTES // dataset.input_bytes))
+    room = _HELD_OUT_BYTES // (dataset.input_bytes + output_bytes)
+    room = max(1, min(MOST_HELD_OUT, room))
     if statistics is not None:
         known = {record.name for record in StatisticsFile.load(statistics).inputs}
         fresh = [file for file in dataset.files if file.name not in known]
         if fresh:
-            most = min(len(fresh), MOST_HELD_OUT, max(1, _HELD_OUT_BYTES // dataset.input_bytes))
-            return (*dataset.divided(most, fresh), [])
+            return (*dataset.divided(min(len(fresh), room), fresh), [])
         return (
-            *dataset.divided(min(len(dataset), MOST_HELD_OUT)),
+            *dataset.divided(min(len(dataset), room)),
             ["all inputs are in the statistics too: none is held out"],
         )
     if len(dataset) > 1:
-        return (*dataset.divided(count), [])
+        return (*dataset.divided(min(held_out_of(len(dataset)), room)), [])
     samples = list(dataset)
     if len(samples) == 1:
         one = Collected(samples)
         return one, one, ["one input: it is in the statistics and measured on"]
-    count = max(1, min(round(len(samples) * HELD_OUT_SHARE), MOST_HELD_OUT))
+    count = min(held_out_of(len(samples)), room)
     chosen = sorted(range(len(samples)), key=lambda i: rank(Path(samples[i].file).name))[:count]
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for index, sample in enumerate(samples):
         parts[index in chosen].append(sample)
     return Collected(parts[0]), Collected(parts[1]), []
+
+
+def held_out_of(inputs: int) -> int:
+    """Return how many of so many inputs are held out."""
+    return max(1, round(inputs * HELD_OUT_SHARE), min(FEW_HELD_OUT, inputs // 3))
 
 
 def _from_file(path: Path, graph: Graph, settings: Settings, preprocess: Preprocess) -> Calibration:

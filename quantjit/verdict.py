@@ -130,8 +130,8 @@ def remedies(
 ) -> list[str]:
     """Return what to try, the most promising first; empty when there is nothing to mend.
 
-    settings: None where they are not known.  images: inputs of the calibration.  is_tuned: no other
-    method needs to be tried.
+    settings: None where they are not known.  images: inputs of the calibration.  is_tuned: whether
+    other settings were tried already.
     """
     advice: list[str] = []
     warning = preprocessing_warning(comparison)

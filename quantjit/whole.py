@@ -71,9 +71,10 @@ def quantize_model(
     Raises
     ------
     UsageError
-        settings of another target than `output`, or a folder that is not there
+        settings of another target than `output`, a folder that is not there, or a network that is
+        quantized already
     FormatError
-        a model that cannot be read or is quantized already
+        a model that cannot be read
     DataError
         inputs that do not fit, or would have to be read again and cannot be
     CalibrationError
@@ -224,7 +225,8 @@ def tune(
     output : the .onnx or .tnnproto to write, which is then read back; None: nothing is written
     settings : target and layers to keep float; the methods in it are ignored
     preprocess : how pictures become tensors
-    held_out : inputs to judge by, float32 (N, C, H, W); by default a fifth of `data`, 64 at most
+    held_out : inputs to judge by, float32 (N, C, H, W); by default a fifth of `data` (of
+        few, up to a third), 64 at most
     labels : class indices, as for `verify`; as a list, those of `held_out`
     min_sqnr : dB at the outputs; layers are left float until it is met
     max_drop : share of the inputs whose largest class may change, or of top-1 that may be lost
@@ -309,8 +311,8 @@ def _divided(
     elif isinstance(samples, Dataset):
         rest, part, _ = search.divide(samples)
     elif isinstance(samples, Indexed) and len(samples) > 1:
-        count = round(len(samples) * search.HELD_OUT_SHARE)
-        rest, part = samples.divided(min(max(1, count), search.MOST_HELD_OUT))
+        count = search.held_out_of(len(samples))
+        rest, part = samples.divided(min(count, search.MOST_HELD_OUT))
     else:
         raise UsageError("there is no part to hold out: give held_out, the inputs to judge by")
     kept = list(prefetch(part))

@@ -65,6 +65,15 @@ def test_every_table_in_a_line(results):
     assert bars["count"].sum() == pytest.approx(int((seen.count - seen.zero_count).sum()))
 
 
+def test_searches_are_tables_too(graph, images, results):
+    found = quantjit.analyze(graph, results["mix"].quantized, images[:2])
+    frame = explore.sensitivity(found)
+    assert frame["node"].to_list() == [node.name for node in found.nodes]
+    assert frame["alone_db"].is_sorted()
+    tuned = quantjit.tune(graph, images, passes=())
+    assert len(explore.candidates(tuned)) == len(tuned.candidates)
+
+
 def test_what_is_not_there_is_said(results):
     result = results["mix"]
     with pytest.raises(UnsupportedError, match="unknown blob 'relu_1'; did you mean 'relu1'"):

@@ -108,3 +108,17 @@ def test_names_of_a_file_are_no_markup(result):
     graph = result.graph.with_nodes((node,))
     assert "<img" not in graph._repr_html_()
     assert Cells(graph._repr_html_()).rows[1][0] == name
+
+
+@pytest.mark.jit
+def test_searches_show_what_they_found(result):
+    images = np.concatenate([each["data"] for each in models.random_inputs(result.graph, 6)])
+    tuned = quantjit.tune(result.graph, images, passes=())
+    assert repr(tuned).startswith(f"Tuned({tuned.settings}: ")
+    assert len(repr(tuned)) < 120
+    names = {row[0] for row in Cells(tuned._repr_html_()).rows}
+    assert {"mse", "kl", "settings"} <= names
+    found = quantjit.analyze(result.graph, result.quantized, images)
+    assert repr(found) == f"Sensitivity(10 int8 nodes on 6 inputs, worst {found.nodes[0].name})"
+    rows = Cells(found._repr_html_()).rows
+    assert [row[0] for row in rows[1:]] == [node.name for node in found.nodes]

@@ -12,7 +12,9 @@ from quantjit import cli, demo
 pytestmark = [pytest.mark.jit, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"quantize", "calibrate", "merge", "verify", "inspect", "convert"}
+COMMANDS = {
+    "analyze", "calibrate", "convert", "inspect", "merge", "quantize", "report", "tune", "verify",
+}  # fmt: skip
 """Those whose examples need no more than a network and images."""
 
 # "..." in an example stands for the network and the inputs.
@@ -50,6 +52,20 @@ def place(tmp_path, monkeypatch):
         shutil.copy(demo.folder() / f"demo.{suffix}", tmp_path / f"net.{suffix}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert any(link.endswith(".png") for link in links)
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif "://" not in link:
+            assert (ROOT / link).is_file(), link
+            assert (ROOT / link).stat().st_size < 150_000, link
 
 
 def test_there_are_examples_of_every_command():

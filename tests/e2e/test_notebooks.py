@@ -51,16 +51,16 @@ def test_only_public_names_are_used(path):
                 assert not item.attr.startswith("_")
 
 
-def run(path, first=""):
-    """Run a notebook in a kernel of its own and return its outputs."""
+def run(path, first, *, only=slice(None)):
+    """Run `first` and the cells of a notebook in a kernel of its own, and return their outputs."""
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     book = nbformat.read(path, as_version=4)
-    if first:
-        book.cells.insert(0, nbformat.v4.new_code_cell(first))
+    cells = [cell for cell in book.cells if cell["cell_type"] == "code"]
+    book.cells = [nbformat.v4.new_code_cell(first), *cells[only]]
     client.NotebookClient(
         book, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()
-    return [out for cell in book.cells if cell["cell_type"] == "code" for out in cell.outputs]
+    return [out for cell in book.cells for out in cell.outputs]
 
 
 @names
@@ -97,7 +97,9 @@ def test_the_sliders_are_there_where_ipywidgets_is(monkeypatch):
     pytest.importorskip("ipywidgets")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     path = next(path for path in NOTEBOOKS if path.stem == "2_scales")
-    outputs = run(path, f"import sys; sys.path.insert(0, {str(path.parents[1])!r})")
+    first = f"import sys; sys.path.insert(0, {str(path.parents[1])!r})"
+    ends = slice(None, None, len(code(path)) - 1)  # what it begins with, and the sliders
+    outputs = run(path, first, only=ends)
     widget = "application/vnd.jupyter.widget-view+json"
     assert any(widget in out.get("data", {}) for out in outputs)
     assert not [out for out in outputs if out.output_type == "error"]
