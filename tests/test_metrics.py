@@ -109,9 +109,7 @@ def test_remedies_name_options():
     assert "close" in report.verdict(_comparison(40.0))
     assert report.remedies(_comparison(40.0), Settings(), 100) == []
     texts = {
-        "-t 1": report.remedies(poor, Settings(merge="tensor"), 100),
-        "-t 0": report.remedies(poor, Settings(merge="mix"), 100),
-        "-b mse": report.remedies(poor, Settings("kl"), 100),
+        "--auto": report.remedies(poor, Settings("kl", merge="tensor"), 100),
         "--compat": report.remedies(poor, Settings(compat=True), 100),
         "--float-layers bad": report.remedies(poor, Settings(), 100),
         "more inputs": report.remedies(poor, Settings(), 10),
@@ -119,6 +117,9 @@ def test_remedies_name_options():
     }
     for word, advice in texts.items():
         assert any(word in line for line in advice), word
+    assert not any("--auto" in line for line in texts["--compat"])
+    tuned = report.remedies(poor, Settings("kl"), 100, is_tuned=True)
+    assert tuned == ["keep the worst layers in float: --float-layers bad"]
 
 
 def test_tables_round_trip(tmp_path):
