@@ -270,6 +270,26 @@ def test_depthwise_weights_take_up_both_sides():
     assert_same_function(graph, found.graph, inputs)
 
 
+def test_layers_along_other_axes_and_constants_are_left_alone():
+    """An inner product from axis 2, whose input has 3 channels of 5 x 5, and a constant blob."""
+    rng = np.random.default_rng(0)
+    weight = {"weight": rng.normal(0, 1, (2, 25)).astype(np.float32)}
+    attrs = InnerProductAttrs(2, has_bias=False, axis=2)
+    nodes = (
+        models.conv("a", "data", 3, 3, activation="relu"),
+        models.conv("c", "fixed", 3, 3),
+        Node("sum", "add", ("a", "c"), ("sum",), BinaryAttrs()),
+        Node("end", "inner_product", ("sum",), ("end",), attrs, weight),
+    )
+    constants = {"fixed": rng.normal(0, 1, (1, 3, 5, 5)).astype(np.float32)}
+    graph = Graph(nodes, (Blob("data", (1, 3, 5, 5)),), ("end",), constants=constants)
+    inputs = models.random_inputs(graph, 2)
+    for stats in (None, gather(graph, inputs)):
+        found = equalize(graph, stats)
+        assert found.groups == ()
+        assert_same_function(graph, found.graph, inputs)
+
+
 # ------------------------------------------------------------------ ties and gains
 
 

@@ -56,7 +56,7 @@ def tie_channels(graph: Graph) -> Ties:
         builder.fix(blob)
     for node in graph.nodes:
         _tie(node, builder)
-    return builder.finish(graph.blobs())
+    return builder.finish([*graph.blobs(), *graph.constants])
 
 
 class _Builder:

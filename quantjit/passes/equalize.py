@@ -21,7 +21,7 @@ from quantjit.errors import UnsupportedError
 from quantjit.graph import Array, Graph, Node, readonly
 from quantjit.passes._objective import BlobTerm, WeightTerm, minimize
 from quantjit.passes.channels import Ties, tie_channels
-from quantjit.passes.gains import blob_gains, open_share, tap_counts
+from quantjit.passes.gains import blob_gains, has_taps, open_share, tap_counts
 from quantjit.stats import BlobStats
 
 Factors = NDArray[np.float64]
@@ -157,7 +157,7 @@ def _equal_ranges(graph: Graph, ties: Ties, low: Factors, high: Factors) -> Fact
     One pair of layers has r_out / r_in of the paper; a chain repeats it.
     """
     theta = np.zeros(low.size)
-    layers = [node for node in graph.nodes if node.op in ("convolution", "inner_product")]
+    layers = [node for node in graph.nodes if has_taps(node)]
     taps = [tap_counts(node, ties.sets[node.inputs[0]].size)[2] for node in layers]
     for _ in range(_RANGE_ROUNDS):
         written, read = np.zeros(low.size), np.zeros(low.size)
@@ -224,7 +224,7 @@ def _weight_terms(
     gains = blob_gains(graph, stats)
     terms = []
     for node in graph.nodes:
-        if node.op not in ("convolution", "inner_product"):
+        if not has_taps(node):
             continue
         sources, targets = _ends(node, ties)
         seen = stats.get(node.inputs[0])

@@ -57,6 +57,13 @@ def blob_gains(graph: Graph, stats: Mapping[str, BlobStats]) -> dict[str, Gain]:
     return found
 
 
+def has_taps(node: Node) -> bool:
+    """Whether `tap_counts` can tell what the node does to a channel."""
+    if node.op == "inner_product":
+        return len(node.inputs) == 1 and bool(node.attrs.axis == 1)
+    return node.op == "convolution"
+
+
 def tap_counts(node: Node, channels: int) -> tuple[Values, Values, Values, Values]:
     """Return what a layer with weights does to channel i of its input in its output j.
 
@@ -99,11 +106,11 @@ def _inputs_of(
     passed = open_share(node, stats, count)
     out = Gain(gains[target].spread * passed, gains[target].shift * passed)
     source = node.inputs[0]
-    if node.op in ("convolution", "inner_product") and source in gains:
+    if has_taps(node) and source in gains:
         return [(source, _through_weights(node, out, gains[source].spread.size))]
     if node.op == "concat" and node.attrs.axis % len(shapes[target]) == 1:
         return _parts(node, out, gains)
-    if node.op == "pooling" and node.attrs.kind != "max":
+    if node.op == "pooling" and node.attrs.kind != "max" and source in gains:
         window = prod(shapes[source][2:]) / prod(shapes[target][2:])
         return [(source, Gain(out.spread / max(window, 1.0), out.shift))]
     return [(blob, _resized(out, gains[blob].spread.size)) for blob in node.inputs if blob in gains]
