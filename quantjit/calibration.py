@@ -233,6 +233,26 @@ def calibrate(
     return gathering.run(nonfinite, on_progress=on_progress, on_snapshot=on_snapshot)
 
 
+def gatherer(
+    dataset: Samples,
+    nonfinite: str = "fail",
+    *,
+    jobs: int | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    on_progress: OnProgress = no_progress,
+) -> Callable[[Graph, Mapping[str, int]], dict[str, BlobStats]]:
+    """Return what gathers the statistics of any network on these inputs, rows by blob."""
+
+    def gather(graph: Graph, rows: Mapping[str, int]) -> dict[str, BlobStats]:
+        planned = plan(graph, rows, memory=memory, jobs=jobs, batch=batch)
+        gathering = Gathering(graph, dataset, rows, planned)
+        gathering.run(nonfinite, on_progress=on_progress)
+        return gathering.stats
+
+    return gather
+
+
 def _calibrate_as_reference(
     graph: Graph,
     dataset: Samples,

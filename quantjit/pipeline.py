@@ -360,8 +360,19 @@ def run(
         convergence = tracker.finish(calibration.images, seen) if seen else None
     else:
         raise UsageError("give sample inputs or a statistics file")
+    gather = None
+    if dataset is not None:
+        gather = evidence.gatherer(
+            dataset, nonfinite, jobs=jobs, batch=batch, memory=memory, on_progress=on_progress
+        )
     refined = refine(
-        graph, calibration.stats, settings, dataset, jobs=jobs, on_progress=on_progress
+        graph,
+        calibration.stats,
+        settings,
+        dataset,
+        jobs=jobs,
+        on_progress=on_progress,
+        gather=gather,
     )
     written = Writing(proto, model, output, form, statistics)
     checked = None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantjit import moments, quantizer, rounding
-from quantjit.calibration import Gathering, OnProgress, no_progress
+from quantjit.calibration import OnProgress, gatherer, no_progress
 from quantjit.dataset import Collected, Sample, Samples
 from quantjit.errors import DataError, UsageError
 from quantjit.executor import infer_shapes
@@ -24,14 +24,16 @@ from quantjit.graph import Graph
 from quantjit.judge import Judge
 from quantjit.moments import Moments
 from quantjit.passes.equalize import equalize
-from quantjit.plan import plan
 from quantjit.quantizer import Settings
 from quantjit.stats import BlobStats, ReferenceStats
 from quantjit.table import CalibrationTable
 
 Stats = Mapping[str, BlobStats]
 
-_LEARNED, _JUDGED = 16, 24  # inputs that passes learn from, and others that they are judged on
+Gather = Callable[[Graph, Mapping[str, int]], Stats]
+"""Return the statistics of a network, rows by blob, on the inputs that it is calibrated on."""
+
+_LEARNED, _JUDGED = 24, 24  # inputs that passes learn from, and others that they are judged on
 _INPUT_BYTES = 2**28  # of these in memory
 
 
@@ -68,41 +70,21 @@ def refine(
     *,
     jobs: int | None = None,
     on_progress: OnProgress = no_progress,
-    gather: Callable[[Graph, Mapping[str, int]], Stats] | None = None,
+    gather: Gather | None = None,
 ) -> Refinement:
     """Return the int8 network of these statistics and settings.
 
-    graph: float, with its activations fused.  stats: of `quantizer.observed_blobs`.  samples: the
-    inputs that the passes of the settings learn from and are judged on.  gather(graph, rows):
-    statistics of another network on the same inputs, rows by blob; by default on `samples`.
+    graph: float, with its activations fused.  stats: of `quantizer.observed_blobs`.  samples,
+    gather: see `Refiner`; needed where the settings have passes.
     """
-    table = quantizer.solve(graph, stats, settings)
-    plain = Refinement(graph, quantizer.quantize(graph, table, settings), table)
-    if not settings.passes or not plain.quantized.is_quantized:
-        return plain
+    if not settings.passes:
+        table = quantizer.solve(graph, stats, settings)
+        return Refinement(graph, quantizer.quantize(graph, table, settings), table)
     if samples is None:
         raise UsageError("--passes learn from inputs and are judged on them: give -i")
-    learned, judged = divide(samples)
-    judge = Judge(graph, judged, jobs=jobs)
-    workshop = _Workshop(settings, Collected(learned), judge, jobs, on_progress)
-    made = workshop.repair(plain)
-    if "equalize" not in settings.passes:
-        return made.refinement()
-    if gather is None:
-        gather = _gatherer(samples, jobs, on_progress)
-    other = _equalized(graph, settings, gather)
-    if other is None:
-        return made.refinement()
-    best = workshop.repair(other)
-    is_kept = best.score > made.score
-    effect = Effect("equalize", is_kept, made.score, best.score)
-    if is_kept:
-        made = replace(
-            best, effects=(replace(effect, before=made.first, after=best.first), *best.effects)
-        )
-    else:
-        made = replace(made, effects=(effect, *made.effects))
-    return made.refinement()
+    seen = {blob: each for blob, each in stats.items() if isinstance(each, BlobStats)}
+    refiner = Refiner(graph, samples, jobs=jobs, on_progress=on_progress, gather=gather)
+    return refiner.refine(seen, settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +101,98 @@ class _Made:
         return replace(self.base, quantized=self.quantized, effects=self.effects)
 
 
-class _Workshop:
-    """Repairs int8 networks: biases and rounding, each judged."""
+class Refiner:
+    """Applies passes to int8 networks of one float network; what they share is made once.
+
+    Parameters
+    ----------
+    graph : float, with its activations fused
+    samples : the inputs that passes learn from: some, spread evenly over them
+    judge : what passes are judged by; by default some other of these inputs
+    jobs : threads, by default one a core
+    on_progress : told of inputs that are run through
+    gather : statistics of an equalized network; by default of all `samples`
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        learned: Samples,
-        judge: Judge,
-        jobs: int | None,
-        on_progress: OnProgress,
+        graph: Graph,
+        samples: Samples,
+        *,
+        judge: Judge | None = None,
+        jobs: int | None = None,
+        on_progress: OnProgress = no_progress,
+        gather: Gather | None = None,
     ) -> None:
-        self._settings, self._learned, self._judge = settings, learned, judge
+        learned, judged = divide(samples, _JUDGED if judge is None else 0)
+        self._graph, self._learned = graph, Collected(learned)
+        self._judge = judge or Judge(graph, judged, jobs=jobs)
         self._jobs, self._on_progress = jobs, on_progress
+        self._gather = gather or gatherer(samples, "skip", jobs=jobs, on_progress=on_progress)
+        self._gather_learned = gatherer(self._learned, "skip", jobs=jobs)
+        self._equalized: dict[tuple[bool, bool], tuple[Graph, Stats] | None] = {}
+        self._suits: dict[tuple[bool, bool], bool] = {}
 
-    def repair(self, base: Refinement) -> _Made:
+    def refine(self, stats: Stats, settings: Settings) -> Refinement:
+        """Return the int8 network of statistics and settings, with the passes that help it.
+
+        stats: of `quantizer.observed_blobs` for the float network, or with more rows.  Whether
+        equalization helps is found out with the first settings of a kind and then known.
+        """
+        kind = settings.merge == "tensor", settings.target == "tnn" or settings.symmetric
+        tries = "equalize" in settings.passes and self._suits.get(kind) is not False
+        found = self._equalize(stats, settings, kind) if tries else None
+        if found is None:
+            return self._repair(self._solve(self._graph, stats, settings), settings).refinement()
+        best = self._repair(self._solve(*found, settings), settings)
+        if kind in self._suits:
+            effect = Effect("equalize", is_kept=True, before=best.first, after=best.first)
+            return replace(best, effects=(effect, *best.effects)).refinement()
+        plain = self._repair(self._solve(self._graph, stats, settings), settings)
+        self._suits[kind] = best.score > plain.score
+        if self._suits[kind]:
+            effect = Effect("equalize", is_kept=True, before=plain.first, after=best.first)
+            return replace(best, effects=(effect, *best.effects)).refinement()
+        effect = Effect("equalize", is_kept=False, before=plain.score, after=best.score)
+        return replace(plain, effects=(effect, *plain.effects)).refinement()
+
+    def _solve(self, graph: Graph, stats: Stats, settings: Settings) -> Refinement:
+        rows = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
+        fitting = {
+            blob: stats[blob] if stats[blob].channels == count else stats[blob].per_tensor()
+            for blob, count in rows.items()
+        }
+        table = quantizer.solve(graph, fitting, settings)
+        return Refinement(graph, quantizer.quantize(graph, table, settings), table)
+
+    def _equalize(
+        self, stats: Stats, settings: Settings, kind: tuple[bool, bool]
+    ) -> tuple[Graph, Stats] | None:
+        """Return the equalized network and its statistics, None where nothing can be equalized."""
+        if kind not in self._equalized:
+            shapes = infer_shapes(self._graph)
+            rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
+            seen = dict(self._gather_learned(self._graph, rows))
+            seen |= {blob: each for blob, each in stats.items() if each.channels == rows[blob]}
+            weights = "tensor" if kind[0] else "channel"
+            found = equalize(self._graph, seen, weights=weights, symmetric=kind[1])
+            self._equalized[kind] = None
+            if found.groups:
+                graph, shapes = found.graph, infer_shapes(found.graph)
+                rows = quantizer.observed_blobs(graph, shapes, replace(settings, merge="mix"))
+                if any(each.channels > 1 for each in stats.values()):
+                    channel = replace(settings, merge="channel")
+                    rows |= quantizer.observed_blobs(graph, shapes, channel)
+                self._equalized[kind] = graph, self._gather(graph, rows)
+        return self._equalized[kind]
+
+    def _repair(self, base: Refinement, settings: Settings) -> _Made:
         """Return the network with what of "bias" and "rounding" makes it better."""
-        passes = self._settings.passes
-        first = self._score([base.quantized])[0]
+        wanted = [name for name in ("bias", "rounding") if name in settings.passes]
+        trials = self._trials(base, wanted) if wanted else {}
+        first, *scores = self._score([base.quantized, *trials.values()])
         made = _Made(base, base.quantized, first, first)
-        wanted = [name for name in ("bias", "rounding") if name in passes]
-        if not wanted:
-            return made
-        trials = self._trials(base, wanted)
-        for name, score in zip(trials, self._score(list(trials.values())), strict=True):
+        for name, score in zip(trials, scores, strict=True):
             is_kept = score > made.score
             effect = Effect(name, is_kept, made.score, score)
             made = replace(made, effects=(*made.effects, effect))
@@ -179,13 +229,13 @@ class _Workshop:
         return [score.sqnr for score in self._judge.measure_all(networks)]
 
 
-def divide(samples: Samples) -> tuple[list[Sample], list[Sample]]:
-    """Return inputs to learn from and to judge on, from files spread evenly over all.
+def divide(samples: Samples, judging: int = _JUDGED) -> tuple[list[Sample], list[Sample]]:
+    """Return inputs to learn from and so many to judge on, from files spread evenly over all.
 
     They are the same where there is one only.  Files that cannot be used are passed over: who
     gathered the statistics has counted them.
     """
-    wanted = min(_LEARNED + _JUDGED, len(samples))
+    wanted = min(_LEARNED + judging, len(samples))
     learned: list[Sample] = []
     judged: list[Sample] = []
     left = _INPUT_BYTES
@@ -196,42 +246,9 @@ def divide(samples: Samples) -> tuple[list[Sample], list[Sample]]:
             continue
         for sample in loaded:
             size = sum(array.nbytes for array in sample.arrays.values())
-            if learned and judged and size > left:
+            if learned and (judged or not judging) and size > left:
                 return learned, judged
             left -= size
-            is_learned = len(learned) * _JUDGED <= len(judged) * _LEARNED
+            is_learned = len(learned) * judging <= len(judged) * _LEARNED
             (learned if is_learned else judged).append(sample)
     return learned, judged or learned
-
-
-def _gatherer(
-    samples: Samples, jobs: int | None, on_progress: OnProgress
-) -> Callable[[Graph, Mapping[str, int]], Stats]:
-    def gather(graph: Graph, rows: Mapping[str, int]) -> Stats:
-        planned = plan(graph, rows, jobs=jobs)
-        gathering = Gathering(graph, samples, rows, planned)
-        gathering.run("skip", on_progress=on_progress)
-        return gathering.stats
-
-    return gather
-
-
-def _equalized(
-    graph: Graph, settings: Settings, gather: Callable[[Graph, Mapping[str, int]], Stats]
-) -> Refinement | None:
-    """Return the network with channels equalized, None where there is nothing to equalize."""
-    shapes = infer_shapes(graph)
-    rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
-    is_tnn = settings.target == "tnn"
-    found = equalize(
-        graph,
-        gather(graph, rows),
-        weights="tensor" if settings.merge == "tensor" else "channel",
-        symmetric=is_tnn or settings.symmetric,
-    )
-    if not found.groups:
-        return None
-    shapes = infer_shapes(found.graph)
-    stats = gather(found.graph, quantizer.observed_blobs(found.graph, shapes, settings))
-    table = quantizer.solve(found.graph, stats, settings)
-    return Refinement(found.graph, quantizer.quantize(found.graph, table, settings), table)

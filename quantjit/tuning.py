@@ -30,7 +30,7 @@ from quantjit.ops import Shape
 from quantjit.pipeline import Inputs, Quantization, Writing
 from quantjit.plan import plan, threads_to_verify
 from quantjit.quantizer import Memo, Settings
-from quantjit.refine import Refinement, refine
+from quantjit.refine import Gather, Refinement, Refiner
 from quantjit.statistics_file import StatisticsFile
 from quantjit.stats import BlobStats
 
@@ -43,7 +43,7 @@ _HELD_OUT_BYTES = 2**28  # of inputs and outputs in memory
 _ROUNDS = (0.15, 0.4)  # of the held-out inputs, before the round on all of them
 _KEPT = (0.2, 0.4)  # of the candidates after each of these rounds
 _LEAST_KEPT = (8, 3)
-_PASSED = 2  # best candidates to which passes are applied
+_PASSED = 4  # candidates to which passes are applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +195,10 @@ class _Maker:
         self,
         graph: Graph,
         stats: Mapping[str, BlobStats],
-        samples: Samples | None,
-        jobs: int | None,
+        refiner: Refiner | None,
         memory: int | None,
     ) -> None:
-        self._graph, self._stats, self._samples, self._jobs = graph, stats, samples, jobs
+        self._graph, self._stats, self._refiner = graph, stats, refiner
         self._shapes = infer_shapes(graph)
         self._per_tensor: dict[str, BlobStats] = {}
         self._memo = Memo() if memory is None else Memo(min(memory // 8, 2**28))
@@ -214,8 +213,8 @@ class _Maker:
     def make(self, settings: Settings) -> Refinement:
         """Return the int8 network of these settings."""
         stats = {blob: self._seen(blob, rows) for blob, rows in self._rows(settings).items()}
-        if settings.passes:
-            return refine(self._graph, stats, settings, self._samples, jobs=self._jobs)
+        if settings.passes and self._refiner is not None:
+            return self._refiner.refine(stats, settings)
         table = quantizer.solve(self._graph, stats, settings, self._memo)
         quantized = quantizer.quantize(self._graph, table, settings, self._memo)
         return Refinement(self._graph, quantized, table)
@@ -245,6 +244,7 @@ def search(
     jobs: int | None = None,
     memory: int | None = None,
     on_progress: OnProgress = no_progress,
+    gather: Gather | None = None,
 ) -> tuple[Best, tuple[Candidate, ...]]:
     """Find the settings that keep the most on held-out inputs.
 
@@ -252,8 +252,8 @@ def search(
     inputs; where they are per tensor, no candidate has scales of blobs per channel.  settings:
     what is not tried out, see `candidates`.  samples: the inputs that passes measure on.  passes:
     those that are applied to the best few.  memory: of the process; an eighth of it is for codes
-    of weights that several candidates share.  The best is never worse than the original's default,
-    which is measured on all held-out inputs too.
+    of weights that several candidates share.  gather: see `refine.Refiner`.  The best is never
+    worse than the original's default, which is measured on all held-out inputs too.
     """
     if settings.compat:
         raise UsageError("--compat tnn has its settings from TNN's tool: there is nothing to tune")
@@ -261,7 +261,12 @@ def search(
         judge = held_out
     else:
         judge = Judge(graph, list(prefetch(held_out)), labels, jobs=jobs)
-    maker = _Maker(graph, stats, samples, jobs, memory)
+    refiner = None
+    if passes and samples is not None:
+        refiner = Refiner(
+            graph, samples, judge=judge, jobs=jobs, on_progress=on_progress, gather=gather
+        )
+    maker = _Maker(graph, stats, refiner, memory)
     entries = [
         _Entry(each, order)
         for order, each in enumerate(candidates(settings, zero_points=zero_points))
@@ -277,11 +282,10 @@ def search(
         rounds.run(left, length, number)
         if number < len(lengths):
             left = _kept(left, number)
-    if passes and samples is not None:
-        ranked = sorted((each for each in left if each.score), key=_Entry.key)
+    if refiner is not None:
         tried = [
             _Entry(replace(each.settings, passes=passes), len(everyone) + place)
-            for place, each in enumerate(ranked[:_PASSED])
+            for place, each in enumerate(_to_pass(everyone))
         ]
         improved = rounds.passed(tried)
         everyone += improved
@@ -322,6 +326,17 @@ def _kept(entries: Sequence[_Entry], number: int) -> list[_Entry]:
         if entry not in kept:
             entry.verdict = f"out after round {number}"
     return kept
+
+
+def _to_pass(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Return the best of each way to scale blobs.
+
+    With weights that fit and channels of one size it is these that matter, and not as before.
+    """
+    best: dict[tuple[str, str], _Entry] = {}
+    for entry in sorted((each for each in entries if each.score), key=_Entry.key):
+        best.setdefault((entry.settings.blob_method, entry.settings.merge), entry)
+    return list(best.values())[:_PASSED]
 
 
 class _Rounds:
@@ -456,6 +471,9 @@ def run(
         jobs=jobs,
         memory=memory,
         on_progress=on_progress,
+        gather=evidence.gatherer(
+            rest, nonfinite, jobs=jobs, batch=batch, memory=memory, on_progress=on_progress
+        ),
     )
     found: Mixed | None = None
     refined, chosen = best.refined, best.settings
