@@ -37,8 +37,8 @@ MANY_IMAGES = 100
 FEW_IMAGES = 50
 """Calibration inputs that TNN's own documentation asks for at least."""
 
-HEAVY_LOSS = 6.0
-"""dB that a layer may lose against its own inputs: beyond it, more than a bit of the signal."""
+HEAVY_NOISE, POOR_NOISE = 10 ** (-GOOD_SQNR / 20), 10 ** (-FAIR_SQNR / 20)
+"""Noise that a layer adds over its signal (RMS): so much alone leaves GOOD_SQNR, FAIR_SQNR."""
 
 _ROUNDING = 1e-9  # of shares that are differences
 _DOUBT = 0.9  # entropy over that of a uniform softmax from which the preprocessing is doubted
@@ -102,8 +102,9 @@ def rules() -> tuple[tuple[str, str], ...]:
         ),
         (
             "Worst layer",
-            f"the int8 layer that adds the most noise; more than {HEAVY_LOSS:g} dB lost with under "
-            f"{GOOD_SQNR:g} left are worth a look",
+            f"the int8 layer that adds the most noise; more than {HEAVY_NOISE:.1%} of its signal, "
+            f"which alone leaves {GOOD_SQNR:g} dB, are worth a look ({POOR_NOISE:.0%}: "
+            f"{FAIR_SQNR:g} dB)",
         ),
         (
             "Enough images",
@@ -115,12 +116,8 @@ def rules() -> tuple[tuple[str, str], ...]:
 
 
 def heavy_nodes(comparison: Comparison, count: int = 3) -> list[NodeError]:
-    """Return the layers that would be the first to stay float: they lose much and end low."""
-    return [
-        node
-        for node in comparison.worst(count)
-        if node.lost > HEAVY_LOSS and node.error.sqnr < GOOD_SQNR
-    ]
+    """Return the layers that would be the first to stay float: they add much noise."""
+    return [node for node in comparison.worst(count) if node.noise > HEAVY_NOISE]
 
 
 def remedies(
@@ -241,8 +238,7 @@ def _worst_layer(comparison: Comparison | None) -> Answer:
         return Answer(question, None, "Not known", "No int8 layer was compared.")
     node = worst[0]
     after, before = node.error.sqnr, node.error.sqnr + node.lost
-    is_heavy = node.lost > HEAVY_LOSS and after < GOOD_SQNR
-    found = int(is_heavy) + int(is_heavy and after < FAIR_SQNR)
+    found = int(node.noise > HEAVY_NOISE) + int(node.noise > POOR_NOISE)
     text = (
         f"This {node.op.replace('_', ' ')} adds the most noise, {node.noise:.1%} of its signal: "
         f"from {before:.1f} to {after:.1f} dB SQNR."
