@@ -216,6 +216,9 @@ def test_remedies_name_options():
     assert not any("--passes" in line for line in texts["--compat"]), "it has no passes"
     tried = terminal.remedies(poor, Settings(passes=PASSES), 100)
     assert not any("--passes" in line for line in tried)
+    tuned = terminal.remedies(poor, Settings("kl"), 100, is_tuned=True)
+    assert not any(word in line for line in tuned for word in ("quantjit tune", "-b mse", "-t 0"))
+    assert any("--exclude bad" in line for line in tuned)
 
 
 def test_tables_round_trip(tmp_path):
