@@ -12,7 +12,7 @@ Each is kept only where the int8 network gets closer to the float one by it, on 
 has not seen.  What they change are weights and biases: any runtime of the format runs the result.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantjit import moments, quantizer, rounding
@@ -33,6 +33,9 @@ Stats = Mapping[str, BlobStats]
 Gather = Callable[[Graph, Mapping[str, int]], Stats]
 """Return the statistics of a network, rows by blob, on the inputs that it is calibrated on."""
 
+# What equalization may make small, and the weight of blobs against weights.
+_FOR_CHANNELS = (("both", 1.0), ("activations", 1.0))
+_FOR_TENSORS = (("both", 0.1),)
 _LEARNED, _JUDGED = 24, 24  # inputs that passes learn from, and others that they are judged on
 _INPUT_BYTES = 2**28  # of these in memory
 
@@ -101,6 +104,15 @@ class _Made:
         return replace(self.base, quantized=self.quantized, effects=self.effects)
 
 
+@dataclass(frozen=True, slots=True)
+class _Equalized:
+    """The float network with other values inside, their statistics, and what was made small."""
+
+    graph: Graph
+    stats: Stats
+    what: str
+
+
 class Refiner:
     """Applies passes to int8 networks of one float network; what they share is made once.
 
@@ -130,8 +142,7 @@ class Refiner:
         self._jobs, self._on_progress = jobs, on_progress
         self._gather = gather or gatherer(samples, "skip", jobs=jobs, on_progress=on_progress)
         self._gather_learned = gatherer(self._learned, "skip", jobs=jobs)
-        self._equalized: dict[tuple[bool, bool], tuple[Graph, Stats] | None] = {}
-        self._suits: dict[tuple[bool, bool], bool] = {}
+        self._chosen: dict[tuple[bool, bool], _Equalized | None] = {}
 
     def refine(self, stats: Stats, settings: Settings) -> Refinement:
         """Return the int8 network of statistics and settings, with the passes that help it.
@@ -140,21 +151,40 @@ class Refiner:
         equalization helps is found out with the first settings of a kind and then known.
         """
         kind = settings.merge == "tensor", settings.target == "tnn" or settings.symmetric
-        tries = "equalize" in settings.passes and self._suits.get(kind) is not False
-        found = self._equalize(stats, settings, kind) if tries else None
+        plain = self._solve(self._graph, stats, settings)
+        if "equalize" not in settings.passes:
+            return self._repair(plain, settings).refinement()
+        if kind not in self._chosen:
+            return self._choose(plain, stats, settings, kind).refinement()
+        found = self._chosen[kind]
         if found is None:
-            return self._repair(self._solve(self._graph, stats, settings), settings).refinement()
-        best = self._repair(self._solve(*found, settings), settings)
-        if kind in self._suits:
-            effect = Effect("equalize", is_kept=True, before=best.first, after=best.first)
-            return replace(best, effects=(effect, *best.effects)).refinement()
-        plain = self._repair(self._solve(self._graph, stats, settings), settings)
-        self._suits[kind] = best.score > plain.score
-        if self._suits[kind]:
-            effect = Effect("equalize", is_kept=True, before=plain.first, after=best.first)
-            return replace(best, effects=(effect, *best.effects)).refinement()
-        effect = Effect("equalize", is_kept=False, before=plain.score, after=best.score)
-        return replace(plain, effects=(effect, *plain.effects)).refinement()
+            return self._repair(plain, settings).refinement()
+        made = self._repair(self._solve(found.graph, found.stats, settings), settings)
+        before = self._score([plain.quantized])[0]
+        effect = Effect(
+            "equalize", is_kept=True, before=before, after=made.first, detail=found.what
+        )
+        return replace(made, effects=(effect, *made.effects)).refinement()
+
+    def _choose(
+        self, plain: Refinement, stats: Stats, settings: Settings, kind: tuple[bool, bool]
+    ) -> _Made:
+        """Return the best of the network as it is and equalized, and keep in mind which it is."""
+        made = self._repair(plain, settings)
+        self._chosen[kind] = None
+        tried: list[Effect] = []
+        first, start = made.first, made.score
+        for found in self._equalized(stats, settings, kind):
+            other = self._repair(self._solve(found.graph, found.stats, settings), settings)
+            if other.score > made.score:
+                effect = Effect("equalize", True, first, other.first, found.what)
+                made = replace(other, effects=(effect, *other.effects))
+                self._chosen[kind] = found
+            else:
+                tried.append(Effect("equalize", False, start, other.score, found.what))
+        if self._chosen[kind] is None:
+            made = replace(made, effects=(*tried, *made.effects))
+        return made
 
     def _solve(self, graph: Graph, stats: Stats, settings: Settings) -> Refinement:
         rows = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
@@ -165,26 +195,33 @@ class Refiner:
         table = quantizer.solve(graph, fitting, settings)
         return Refinement(graph, quantizer.quantize(graph, table, settings), table)
 
-    def _equalize(
+    def _equalized(
         self, stats: Stats, settings: Settings, kind: tuple[bool, bool]
-    ) -> tuple[Graph, Stats] | None:
-        """Return the equalized network and its statistics, None where nothing can be equalized."""
-        if kind not in self._equalized:
-            shapes = infer_shapes(self._graph)
-            rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
-            seen = dict(self._gather_learned(self._graph, rows))
-            seen |= {blob: each for blob, each in stats.items() if each.channels == rows[blob]}
-            weights = "tensor" if kind[0] else "channel"
-            found = equalize(self._graph, seen, weights=weights, symmetric=kind[1])
-            self._equalized[kind] = None
-            if found.groups:
-                graph, shapes = found.graph, infer_shapes(found.graph)
-                rows = quantizer.observed_blobs(graph, shapes, replace(settings, merge="mix"))
-                if any(each.channels > 1 for each in stats.values()):
-                    channel = replace(settings, merge="channel")
-                    rows |= quantizer.observed_blobs(graph, shapes, channel)
-                self._equalized[kind] = graph, self._gather(graph, rows)
-        return self._equalized[kind]
+    ) -> Iterator[_Equalized]:
+        """Yield the network with its channels equalized in other ways, and its statistics."""
+        shapes = infer_shapes(self._graph)
+        rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
+        seen = dict(self._gather_learned(self._graph, rows))
+        seen |= {blob: each for blob, each in stats.items() if each.channels == rows[blob]}
+        is_tensor, symmetric = kind
+        weights, ways = ("tensor", _FOR_TENSORS) if is_tensor else ("channel", _FOR_CHANNELS)
+        for what, strength in ways:
+            found = equalize(
+                self._graph,
+                seen,
+                what=what,
+                weights=weights,
+                symmetric=symmetric,
+                strength=strength,
+            )
+            if not found.groups:
+                continue
+            graph, shapes = found.graph, infer_shapes(found.graph)
+            rows = quantizer.observed_blobs(graph, shapes, replace(settings, merge="mix"))
+            if any(each.channels > 1 for each in stats.values()):
+                channel = replace(settings, merge="channel")
+                rows |= quantizer.observed_blobs(graph, shapes, channel)
+            yield _Equalized(graph, self._gather(graph, rows), what)
 
     def _repair(self, base: Refinement, settings: Settings) -> _Made:
         """Return the network with what of "bias" and "rounding" makes it better."""
