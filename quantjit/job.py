@@ -7,6 +7,7 @@ folder that only it uses.
 """
 
 import json
+import math
 import os
 import pickle
 import sys
@@ -36,6 +37,13 @@ Send = Callable[[Mapping[str, Any]], None]
 STATISTICS, REPORT = "statistics.qjs", "report"
 """Names in a model's folder."""
 
+REPORT_BYTES = 160 * 2**20
+"""That comparing channel by channel and writing the report take beyond `quantjit.plan`, measured.
+
+Results depend on the memory that is planned with, so it is the same for all models.
+"""
+
+_WEIGHTS_OF_CANDIDATES = 8  # copies of the weights while methods are tried
 _SECONDS_AN_EVENT = 0.1
 _ORPHANED = 3  # exit code: whoever started this process is gone
 
@@ -64,11 +72,16 @@ class Look:
     def _facts(self, entry: Entry) -> dict[str, Any]:
         graph = pipeline.load(entry.path, entry.weights, entry.shapes)
         rows = blobs_to_gather(graph, entry.settings.merge)
+        beyond = REPORT_BYTES
+        if entry.is_auto:
+            weights = sum(array.nbytes for node in graph.nodes for array in node.weights.values())
+            inputs = sum(4 * math.prod(blob.shape) for blob in graph.inputs)
+            beyond += _WEIGHTS_OF_CANDIDATES * weights + tuning.MOST_HELD_OUT * inputs
         taken = {}
         for threads in range(1, self.threads + 1):
             plan = planning.plan(graph, rows, memory=self.memory, jobs=threads)
             verifying = planning.bytes_to_verify(graph, rows, self.memory, threads)
-            taken[threads] = max(plan.total_bytes, verifying)
+            taken[threads] = max(plan.total_bytes, verifying) + beyond
         return {
             "macs": sum(count_macs(graph, infer_shapes(graph)).values()),
             "shapes": {name: list(shape) for name, shape in pipeline.input_shapes(graph).items()},

@@ -24,7 +24,7 @@ from quantjit.decoded import Pixels
 from quantjit.errors import Interrupted, UsageError
 from quantjit.flow import cores
 from quantjit.images import Shape
-from quantjit.job import Decode, Look, Work
+from quantjit.job import REPORT_BYTES, Decode, Look, Work
 from quantjit.leaderboard import Row, save
 from quantjit.manifest import Entry, Manifest
 from quantjit.table import save_bytes
@@ -112,7 +112,7 @@ def run(
     need alike.  stop: asked all the time; once it is True everything is ended and Interrupted
     raised.  Nothing of this but `memory` is seen by the results.
     """
-    if memory is not None and memory <= _OWN_BYTES:
+    if memory is not None and memory <= _OWN_BYTES + REPORT_BYTES:
         raise UsageError(f"--memory {memory / 1e6:.0f}M is too little for a zoo")
     watcher = watcher or Silent()
     (output / _WORK).mkdir(parents=True, exist_ok=True)
@@ -275,8 +275,8 @@ class _Team:
         self._work = output / _WORK
         self._kept = () if sys.platform == "win32" else (lock,)
         # of what a single model may use: results depend on it, so it does not depend on the others
-        self._memory = None if memory is None else memory - _OWN_BYTES
-        self._budget = _free_bytes() if self._memory is None else self._memory
+        self._memory = None if memory is None else memory - _OWN_BYTES - REPORT_BYTES
+        self._budget = _free_bytes() if memory is None else memory - _OWN_BYTES
         self._jobs, self._watcher, self._stop = jobs, watcher, stop
         self._inbox = Inbox()
         self._running: dict[Child, _Step] = {}

@@ -299,6 +299,6 @@ def test_budgets(made, tmp_path):
     wanted = manifest.Manifest(manifest.load(root / "zoo.toml").entries[:1])
     with pytest.raises(UsageError, match="too little"):
         zoo.run(wanted, tmp_path, memory=10**8)
-    (row,) = zoo.run(wanted, tmp_path, memory=210 * 10**6).rows
+    (row,) = zoo.run(wanted, tmp_path, memory=400 * 10**6).rows
     assert row.verdict == "failed"
     assert "too little for this network" in row.reason

@@ -43,7 +43,8 @@ def test_the_python_example_of_the_readme_prints_what_it_says(monkeypatch, tmp_p
 
 
 def test_every_flag_of_the_readme_exists(capsys):
-    for command in ("quantize", "tune", "analyze", "calibrate", "merge", "report", "inspect"):
+    names = "quantize", "tune", "analyze", "calibrate", "merge", "report", "inspect", "zoo"
+    for command in names:
         assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
     flags = set(re.findall(r"`(--?[a-z][a-z_-]*)", README))
