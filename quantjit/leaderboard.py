@@ -50,7 +50,7 @@ _SCHEMA: Mapping[str, Any] = {
     "peak_bytes": pl.Int64,
 }
 _HEADS = ("model", "verdict", "SQNR dB", "agrees", "top-1", "int8 MACs", "size", "time", "memory")
-_LEFT = 2  # columns that are words
+_WORDS = ("model", "verdict", "settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     styles = {FAILED: "red", MISSED: "yellow"}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in used:
-        justify = "left" if column < _LEFT else "right"
+        justify = "left" if _HEADS[column] in _WORDS else "right"
         table.add_column(_HEADS[column], justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         cells = _cells(row)
@@ -235,7 +235,7 @@ def markdown(rows: Sequence[Row]) -> str:
     heads = (*_HEADS[:-2], "settings", *_HEADS[-2:])
     lines = [
         f"| {' | '.join(heads)} |",
-        f"|{'|'.join('---' if i < _LEFT else '---:' for i in range(len(heads)))}|",
+        f"|{'|'.join('---' if head in _WORDS else '---:' for head in heads)}|",
     ]
     for row in rows:
         cells = _cells(row)
@@ -260,7 +260,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { white-space: nowrap; }
-th:nth-child(-n+2), td:nth-child(-n+2), .words { text-align: left; }
+td:nth-child(n+3):nth-child(-n+9) { white-space: nowrap; }
+th:nth-child(-n+2), td:nth-child(-n+2), th:last-child, td:last-child { text-align: left; }
 .failed td:nth-child(2)::before { content: "\\2715  "; color: #d33; }
 .missed td:nth-child(2)::before { content: "\\25bc  "; color: #b80; }
 .reason td { border-bottom: 0; }
@@ -288,7 +289,7 @@ def _html(rows: Sequence[Row]) -> str:
         attribute = f' class="{kind}"' if kind else ""
         body.append(f"<tr{attribute}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         if said:
-            body.append(f'<tr><td class="words" colspan="{len(heads)}">{escape(said)}</td></tr>')
+            body.append(f'<tr><td colspan="{len(heads)}">{escape(said)}</td></tr>')
     lines = "\n".join(body)
     return f"""<!DOCTYPE html>
 <html lang="en">
