@@ -329,14 +329,17 @@ def _kept(entries: Sequence[_Entry], number: int) -> list[_Entry]:
 
 
 def _to_pass(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Return the best of each way to scale blobs.
+    """Return the best of each granularity of blobs, then of each way to scale them.
 
     With weights that fit and channels of one size it is these that matter, and not as before.
     """
-    best: dict[tuple[str, str], _Entry] = {}
+    best: dict[tuple[str, bool], _Entry] = {}
     for entry in sorted((each for each in entries if each.score), key=_Entry.key):
-        best.setdefault((entry.settings.blob_method, entry.settings.merge), entry)
-    return list(best.values())[:_PASSED]
+        best.setdefault((entry.settings.blob_method, entry.settings.merge == "channel"), entry)
+    first = {is_channel: entry for (_, is_channel), entry in reversed(best.items())}
+    chosen = sorted(first.values(), key=_Entry.key)
+    chosen += [entry for entry in best.values() if entry not in chosen]
+    return chosen[:_PASSED]
 
 
 class _Rounds:
