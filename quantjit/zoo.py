@@ -111,7 +111,7 @@ def run(
     how files are recognized, see `quantjit.content`.  share: decode images once that several models
     need alike.  stop: asked all the time; once it is True everything is ended and Interrupted
     raised.  Nothing of this but `memory` is seen by the results, and that only where statistics of
-    thousands of channels would not fit (see `quantjit.plan`); what was made under another one stays.
+    thousands of channels would not fit (see `quantjit.plan`); what was made under another stays.
     """
     if memory is not None and memory <= _OWN_BYTES + REPORT_BYTES:
         raise UsageError(f"--memory {memory / 1e6:.0f}M is too little for a zoo")
