@@ -36,6 +36,7 @@ from quantjit.ops import Shape
 from quantjit.passes.fit_tnn import fit_tnn
 from quantjit.passes.fuse_activation import fuse_activation
 from quantjit.passes.lower import lower
+from quantjit.passes.match import matched
 from quantjit.quantizer import Settings
 from quantjit.refine import Effect, Refinement, refine
 from quantjit.statistics_file import StatisticsFile
@@ -674,7 +675,10 @@ def read_twins(
     quantized: tuple[Path, Path | None],
     shapes: Mapping[str, Shape] | None,
 ) -> tuple[Graph, Graph]:
-    """Read a float network and its int8 form; FormatError where they do not belong together."""
+    """Read a float network and its int8 form; FormatError where they do not belong together.
+
+    The float one has the channel factors of an equalized int8 one, so that blobs can be compared.
+    """
     graph, int8 = read(*reference, shapes), read(*quantized, shapes)
     if input_shapes(graph) != input_shapes(int8) or graph.outputs != int8.outputs:
         raise FormatError(
@@ -684,7 +688,7 @@ def read_twins(
             f"inputs {input_shapes(int8)} and outputs {', '.join(int8.outputs)}",
             "is it made from this float network?",
         )
-    return graph, int8
+    return matched(fuse_activation(graph), int8), int8
 
 
 def verify_files(

@@ -32,11 +32,13 @@ GOALS = ("weights", "activations", "both")
 RELU6 = ("keep", "replace")
 """What becomes of ReLU6: it stays and holds its channels, or is a ReLU from here on."""
 
+PARTS = 32
+"""Factors are powers of 2**(1 / PARTS): no last bit of an exp decides."""
+
 _SIX = 6.0
 _NEARLY = 0.998  # of 6: closer, and a ReLU6 clips
 _DISTANCE = 2.0  # 6 over the largest scaled value before a ReLU6
 _WIDEST = {False: 64.0, True: 4.0}  # factors or their inverses; before a ReLU6
-_PARTS = 32  # factors are powers of 2**(1 / 32): no last bit of an exp decides
 _ROUNDS = 80
 _RANGE_ROUNDS = 30
 _WEIGHT_CODES = 127
@@ -102,8 +104,8 @@ def equalize(
             terms += _weight_terms(graph, ties, seen, per_tensor=weights == "tensor")
         theta, before, after = minimize(terms, low, high, _ROUNDS)
         expected = 10 * float(np.log10(before / after)) if after > 0 else 0.0
-    octaves = np.rint(theta / np.log(2) * _PARTS) / _PARTS
-    return _scaled(graph, ties, np.exp2(octaves), notes, expected)
+    octaves = np.rint(theta / np.log(2) * PARTS) / PARTS
+    return scaled(graph, ties, np.exp2(octaves), notes, expected)
 
 
 def _without_relu6(graph: Graph) -> tuple[Graph, int]:
@@ -241,9 +243,14 @@ def _weight_terms(
 # ------------------------------------------------------------------ the network with factors
 
 
-def _scaled(
-    graph: Graph, ties: Ties, factors: Factors, notes: tuple[str, ...], expected: float
+def scaled(
+    graph: Graph,
+    ties: Ties,
+    factors: Factors,
+    notes: tuple[str, ...] = (),
+    expected: float = 0.0,
 ) -> Equalization:
+    """Return the network with each set of channels multiplied by its factor."""
     by_blob = {blob: factors[sets] for blob, sets in ties.sets.items()}
     nodes = tuple(_scaled_node(node, by_blob) for node in graph.nodes)
     changed = tuple(blob for blob, each in by_blob.items() if (each != 1).any())
