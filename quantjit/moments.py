@@ -98,50 +98,63 @@ def _groups_of(node: Node) -> tuple[int, int]:
 class _Gathering:
     """Folds what one layer reads into its sums; several threads."""
 
-    def __init__(self, node: Node, source: Shape, target: Shape, params: QuantParams) -> None:
+    def __init__(self, node: Node, source: Shape, target: Shape) -> None:
         groups, size = _groups_of(node)
         if node.op == "convolution":
             self._shape = source[1:]
             self._geometry = geometry(node, source, target)
         else:  # a 1 x 1 kernel that moves over the rows
             rows = math.prod(target) // node.weights["weight"].shape[0]
-            self._shape = (size, 1, rows)
-            self._geometry = np.array([1, 1, 1, 1, 0, 0, 1, 1, 1, rows], np.int64)
+            self._shape = (size, rows, 1)
+            self._geometry = np.array([1, 1, 1, 1, 0, 0, 1, 1, rows, 1], np.int64)
         self._is_convolution = node.op == "convolution"
-        self._pixels = int(self._geometry[8] * self._geometry[9])
-        channels = self._shape[:1]
-        self._steps = np.ascontiguousarray(np.broadcast_to(params.scale, channels))
-        self._zeros = np.ascontiguousarray(np.broadcast_to(params.zero_point, channels))
         self._sums = np.zeros((groups, size), np.int64)
         self._rest = np.zeros((groups, size), np.int64)
         self._products = np.zeros((groups, size, size), np.int64)
         self._count = 0
         self._lock = threading.Lock()
 
-    def add(self, blob: Array, lowest: int) -> None:
-        """Fold the values of one input; lowest: code."""
+    def _image(self, values: Array) -> Array:
         if self._is_convolution:
-            image = blob[0]
-        else:
-            image = blob.reshape(-1, self._shape[0]).T.reshape(self._shape)
-        codes, rest = np.empty(self._shape, np.int16), np.empty(self._shape, np.int64)
-        kernels.encode_into(
-            np.ascontiguousarray(image), self._steps, self._zeros, lowest, codes, rest
-        )
-        block = min(max(_BLOCK // self._sums.size, 32), kernels.MOST_PIXELS, self._pixels)
-        patches = np.empty((self._sums.size, block), np.int16)
+            return values
+        return np.ascontiguousarray(values.reshape(-1, self._shape[0]).T).reshape(self._shape)
+
+    def add(self, codes: Array, rest: Array) -> None:
+        """Fold one input: codes int16 and what they leave out, int64, in the blob's shape."""
+        codes, rest = self._image(codes), self._image(rest)
+        out_h, out_w = int(self._geometry[8]), int(self._geometry[9])
+        block = min(max(_BLOCK // self._sums.size, 32), kernels.MOST_PIXELS) // out_w
+        block = min(max(block, 1), out_h)
+        patches = np.empty((self._sums.size, block * out_w), np.int16)
         with self._lock:
             kernels.add_rest(rest, self._geometry, self._rest.reshape(-1))
-        for first in range(0, self._pixels, block):
-            count = min(block, self._pixels - first)
-            kernels.lay_patches_into(codes, self._geometry, first, count, patches)
-            with self._lock:
-                kernels.add_moments(patches, count, self._sums.reshape(-1), self._products)
-                self._count += count
+        for first in range(0, out_h, block):
+            rows = min(block, out_h - first)
+            kernels.lay_patches_into(codes, self._geometry, first, rows, patches)
+            self._fold(patches, rows * out_w)
+
+    def _fold(self, patches: NDArray[np.int16], count: int) -> None:
+        with self._lock:
+            for start in range(0, count, kernels.MOST_PIXELS):  # rows are mostly shorter
+                part = patches if start == 0 else np.ascontiguousarray(patches[:, start:])
+                length = min(count - start, kernels.MOST_PIXELS)
+                kernels.add_moments(part, length, self._sums.reshape(-1), self._products)
+            self._count += count
 
     def result(self) -> Moments:
         """Return the sums."""
         return Moments(self._count, self._sums, self._products, self._rest)
+
+
+def _encoded(blob: Array, params: QuantParams, lowest: int) -> tuple[Array, Array]:
+    """Return the codes of one input less their zeros, and what they leave out, (C, H, W)."""
+    image = np.ascontiguousarray(blob[0]).reshape(*blob.shape[1:2], -1, *blob.shape[3:4] or (1,))
+    channels = image.shape[:1]
+    steps = np.ascontiguousarray(np.broadcast_to(params.scale, channels))
+    zeros = np.ascontiguousarray(np.broadcast_to(params.zero_point, channels))
+    codes, rest = np.empty(image.shape, np.int16), np.empty(image.shape, np.int64)
+    kernels.encode_into(image, steps, zeros, lowest, codes, rest)
+    return codes, rest
 
 
 def gather(
@@ -189,9 +202,7 @@ def _gather_some(
     for name in names:
         node = by_name[name]
         source = node.inputs[0]
-        found[name] = _Gathering(
-            node, shapes[source], shapes[node.outputs[0]], quantized.scales[source]
-        )
+        found[name] = _Gathering(node, shapes[source], shapes[node.outputs[0]])
         readers.setdefault(source, []).append(found[name])
     lowest = -128 if quantized.is_onnx else -127
 
@@ -199,8 +210,10 @@ def _gather_some(
         executor = Executor(graph)
 
         def on_blob(blob: str, array: Array) -> None:
-            for gathering in readers.get(blob, ()):
-                gathering.add(array, lowest)
+            if blob in readers:
+                codes, rest = _encoded(array, quantized.scales[blob], lowest)
+                for gathering in readers[blob]:
+                    gathering.add(codes, rest)
 
         def work(batch: Sequence[Sample]) -> Sequence[None]:
             for sample in batch:

@@ -106,6 +106,16 @@ def test_neither_threads_nor_memory_are_seen(monkeypatch):
     assert "depthwise" in kept
 
 
+def test_rows_longer_than_a_block(monkeypatch):
+    graph, int8, samples = quantized(SETTINGS[0], inputs=2)
+    whole = gathered(graph, int8, samples)
+    monkeypatch.setattr(moments.kernels, "MOST_PIXELS", 3)
+    for name, each in gathered(graph, int8, samples).items():
+        np.testing.assert_array_equal(each.products, whole[name].products)
+        np.testing.assert_array_equal(each.sums, whole[name].sums)
+        assert each.count == whole[name].count
+
+
 def test_a_product_over_several_rows():
     rng = np.random.default_rng(3)
     node = Node(

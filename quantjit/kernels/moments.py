@@ -52,6 +52,14 @@ def encode_into(
 
 
 @kernel
+def _reach(size: int, offset: int, stride: int, out: int) -> tuple[int, int]:
+    """Return the first output and the one after the last whose tap lies inside; out >= 1."""
+    first = (-offset + stride - 1) // stride if offset < 0 else 0
+    last = (size - 1 - offset) // stride + 1 if offset < size else 0
+    return min(first, out), min(max(last, 0), out)
+
+
+@kernel
 def lay_patches_into(
     codes: NDArray[np.int16],
     geometry: NDArray[np.int64],
@@ -59,11 +67,11 @@ def lay_patches_into(
     count: int,
     patches: NDArray[np.int16],
 ) -> None:
-    """Lay what a convolution reads for `count` outputs, from pixel `first` on, side by side.
+    """Lay what a convolution reads for `count` rows of outputs, from row `first` on, side by side.
 
     codes: (C, H, W), less their zeros.  geometry: see `quantjit.ops.convolution.geometry`.
-    patches: (C * kernel_h * kernel_w, >= count), a row for each weight of an output, in the order
-    of the weights.
+    patches: (C * kernel_h * kernel_w, >= count * out_w), a row for each weight of an output, in the
+    order of the weights.
     """
     kernel_h, kernel_w, stride_h, stride_w = geometry[0], geometry[1], geometry[2], geometry[3]
     top, left, dilation_h, dilation_w = geometry[4], geometry[5], geometry[6], geometry[7]
@@ -73,17 +81,22 @@ def lay_patches_into(
     for c in range(channels):
         for i in range(kernel_h):
             for j in range(kernel_w):
-                y0, x0 = i * dilation_h - top, j * dilation_w - left
-                out_y = first // out_w
-                out_x = first - out_y * out_w
-                for p in range(count):
-                    y, x = y0 + out_y * stride_h, x0 + out_x * stride_w
-                    inside = 0 <= y < height and 0 <= x < width
-                    patches[row, p] = codes[c, y, x] if inside else np.int16(0)
-                    out_x += 1
-                    if out_x == out_w:
-                        out_x = 0
-                        out_y += 1
+                offset = j * dilation_w - left
+                start, stop = _reach(width, offset, stride_w, out_w)
+                for out_y in range(count):
+                    y = i * dilation_h - top + (first + out_y) * stride_h
+                    target = patches[row, out_y * out_w : (out_y + 1) * out_w]
+                    if not 0 <= y < height or stop <= start:
+                        target[:] = np.int16(0)
+                        continue
+                    target[:start] = np.int16(0)
+                    target[stop:] = np.int16(0)
+                    source = codes[c, y, start * stride_w + offset :]
+                    if stride_w == 1:
+                        target[start:stop] = source[: stop - start]
+                    else:
+                        for x in range(stop - start):
+                            target[start + x] = source[x * stride_w]
                 row += 1
 
 
@@ -100,16 +113,16 @@ def add_rest(rest: NDArray[np.int64], geometry: NDArray[np.int64], sums: NDArray
     row = 0
     for c in range(channels):
         for i in range(kernel_h):
+            y0 = i * dilation_h - top
+            above, below = _reach(height, y0, stride_h, out_h)
             for j in range(kernel_w):
+                x0 = j * dilation_w - left
+                start, stop = _reach(width, x0, stride_w, out_w)
                 total = 0
-                for out_y in range(out_h):
-                    y = i * dilation_h - top + out_y * stride_h
-                    if not 0 <= y < height:
-                        continue
-                    for out_x in range(out_w):
-                        x = j * dilation_w - left + out_x * stride_w
-                        if 0 <= x < width:
-                            total += int(rest[c, y, x])
+                for out_y in range(above, below):
+                    line = rest[c, y0 + out_y * stride_h]
+                    for out_x in range(start, stop):
+                        total += int(line[x0 + out_x * stride_w])
                 sums[row] += total
                 row += 1
 
