@@ -36,7 +36,7 @@ Gather = Callable[[Graph, Mapping[str, int]], Stats]
 # What equalization may make small, and the weight of blobs against weights.
 _FOR_CHANNELS = (("both", 1.0), ("activations", 1.0))
 _FOR_TENSORS = (("both", 0.1),)
-_LEARNED, _JUDGED = 16, 24  # inputs that passes learn from, and others that they are judged on
+_LEARNED, _JUDGED = 24, 24  # inputs that passes learn from, and others that they are judged on
 _INPUT_BYTES = 2**28  # of these in memory
 
 

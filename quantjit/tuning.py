@@ -43,7 +43,7 @@ _HELD_OUT_BYTES = 2**28  # of inputs and outputs in memory
 _ROUNDS = (0.15, 0.4)  # of the held-out inputs, before the round on all of them
 _KEPT = (0.2, 0.4)  # of the candidates after each of these rounds
 _LEAST_KEPT = (8, 3)
-_PASSED = 4  # candidates to which passes are applied
+_PASSED = 3  # candidates to which passes are applied
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def test_inputs_are_spread_and_bad_ones_passed_over(monkeypatch):
     shape = (1, 3, 4, 4)
     samples = [Sample(f"{i}.jpg", {"data": np.full(shape, i, np.float32)}) for i in range(100)]
     learned, judged = refine.divide(Collected(samples))
-    assert (len(learned), len(judged)) == (16, 24)
+    assert (len(learned), len(judged)) == (24, 24)
     places = sorted(int(sample.file.split(".")[0]) for sample in (*learned, *judged))
     assert places[0] == 0
     assert max(np.diff(places)) <= 3
