@@ -324,6 +324,14 @@ class Dataset:
             )
         return Dataset(self._place, files, self._inputs, self._preprocess, self._max_bad)
 
+    def parts(self, count: int) -> list["Part"]:
+        """Return the files in up to `count` parts, none empty: every `count`-th file each."""
+        count = min(count, len(self.files))
+        return [
+            Part(self._place, self.files[n::count], self._inputs, self._preprocess, self._max_bad)
+            for n in range(count)
+        ]
+
     def skip(self, error: DataError) -> None:
         """Count a file that could not be used.
 
@@ -416,6 +424,17 @@ class Dataset:
                     raise DataError(file, f"{label}cannot be read: {first_line(error)}") from None
                 batches[name] = fit_array(file, label, array, shape)
         return split_batch(file, batches)
+
+
+class Part(Dataset):
+    """Some files of a set: which share of them may fail is the business of the whole set."""
+
+    def skip(self, error: DataError) -> None:
+        """Note a file that could not be used."""
+        self._skipped[error.path] = error
+
+    def check(self) -> None:
+        """Accept that no file could be used."""
 
 
 def _find(place: Path) -> list[Path]:

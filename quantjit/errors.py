@@ -19,12 +19,19 @@ traceback.
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class QuantJitError(Exception):
-    """Base class of all deliberate errors."""
+    """Base class of all deliberate errors.
+
+    They may be raised in one process and reported in another: pickled, they keep their text.
+    """
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class UsageError(QuantJitError, ValueError):
@@ -104,3 +111,12 @@ class Interrupted(QuantJitError):  # noqa: N818 - nothing is wrong
     """The user's wish to stop, raised when what was done so far is on the disk."""
 
     exit_code = 130
+
+
+def _restored(
+    kind: type[QuantJitError], args: tuple[Any, ...], facts: dict[str, Any]
+) -> QuantJitError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
