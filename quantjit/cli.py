@@ -309,6 +309,7 @@ def _quantize(argv: Sequence[str], options: Any = None, program: str = "") -> in
             memory=given.memory,
             statistics=given.stats,
             until_stable=given.until_stable,
+            cluster=given.cluster,
             on_progress=progress.update,
             shapes=given.input_shape,
             form=given.form,
@@ -386,6 +387,7 @@ def _calibrate(argv: Sequence[str]) -> int:
             batch=given.batch,
             memory=given.memory,
             until_stable=given.until_stable,
+            cluster=given.cluster,
             on_progress=progress.update,
             stop=stop.is_set,
         )

@@ -5,15 +5,19 @@ are a pure value under a key of its own, so that one that is computed again afte
 enters once; they are exact integers, so that the order of merging is not seen.
 """
 
+import importlib
+import re
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantjit.calibration import Gathering, Nonfinite, OnProgress, no_progress
+from quantjit.calibration import Calibration, Gathering, Nonfinite, OnProgress, no_progress
 from quantjit.dataset import Dataset, Part
-from quantjit.errors import DataError, QuantJitError
-from quantjit.flow import Resources
+from quantjit.errors import DataError, QuantJitError, UsageError
+from quantjit.flow import Resources, cores
 from quantjit.graph import Graph
 from quantjit.plan import Plan
 from quantjit.statistics_file import Origin, StatisticsFile
@@ -22,6 +26,8 @@ PARTS = 64
 """Into which the files are split, at most."""
 
 _FAN_IN = 8  # files that one task merges
+_PATIENCE = 30.0  # seconds to find a scheduler in
+_LOCAL = re.compile(r"local(?::([1-9][0-9]*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,79 @@ class _Job:
         gathering = Gathering(self.graph, part, self.channels, self.plan, self.origin)
         seen = gathering.run(self.nonfinite)
         return Gathered(gathering.file(), seen.nonfinite, part.skipped)
+
+
+def check(where: str) -> str:
+    """Return the name of a cluster as it is; UsageError where it is none."""
+    if _LOCAL.fullmatch(where) or re.fullmatch(r"[a-z]+://\S+", where):
+        return where
+    raise UsageError(f"--cluster {where}: give local, local:N or the scheduler's tcp://host:port")
+
+
+@contextmanager
+def connect(where: str) -> Iterator[Any]:
+    """Yield a client of a cluster.
+
+    where: "local" or "local:N" starts N processes with one thread each, by default one a core,
+    that end with it; otherwise the address of a scheduler.  UsageError where Dask is missing,
+    QuantJitError where there is no scheduler.
+    """
+    local = _LOCAL.fullmatch(check(where))
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError:
+        raise UsageError("--cluster needs Dask: pip install 'quantjit[cluster]'") from None
+    if local is None:
+        try:
+            client = distributed.Client(where, timeout=_PATIENCE)
+        except (OSError, TimeoutError) as error:
+            raise QuantJitError(f"no scheduler at {where}: {error}") from None
+        with client:
+            yield client
+        return
+    with (
+        distributed.LocalCluster(
+            n_workers=int(local[1] or cores()),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+        ) as started,
+        distributed.Client(started) as client,
+    ):
+        yield client
+
+
+def calibrate(
+    where: str,
+    graph: Graph,
+    dataset: Dataset,
+    channels: Mapping[str, int],
+    plan: Plan,
+    origin: Origin,
+    *,
+    nonfinite: str = "fail",
+    on_progress: OnProgress = no_progress,
+) -> tuple[StatisticsFile, Calibration]:
+    """Return what one pass over these files gives, gathered by the cluster of this name."""
+    start = time.perf_counter()
+    with connect(where) as client:
+        workers = len(client.scheduler_info()["workers"])
+        made = gather(
+            client,
+            graph,
+            dataset,
+            channels,
+            plan,
+            origin,
+            nonfinite=nonfinite,
+            on_progress=on_progress,
+        )
+    seconds = time.perf_counter() - start
+    source = f"{workers} worker{'s' * (workers != 1)} of {where} in {seconds:.1f} s"
+    images = made.file.images
+    return made.file, Calibration(
+        made.file.stats, images, made.nonfinite, seconds, None, source, images
+    )
 
 
 def gather(
@@ -92,10 +171,13 @@ def gather(
             done += sizes[future.key]
             on_progress("calibrate", done, len(dataset))
         result: Gathered = root.result()
-    except KilledWorker as error:
-        raise QuantJitError(f"the cluster gave up on a part of the inputs: {error}") from None
+    except BaseException as error:
+        client.cancel([root, *futures])  # what is done must not be: the scheduler has let it go
+        if isinstance(error, KilledWorker):
+            reason = f"the cluster gave up on a part of the inputs: {error}"
+            raise QuantJitError(reason) from None
+        raise
     finally:
-        client.cancel([root, *futures])
         client.unregister_worker_plugin(name)
     for bad in sorted(result.skipped, key=lambda each: each.path):
         dataset.skip(bad)  # raises where they are too many of the whole set

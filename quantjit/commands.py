@@ -50,6 +50,7 @@ def run_tune(given: Any, inputs: Inputs, on_progress: OnProgress) -> Tuned:
         min_sqnr=given.min_sqnr if given.mixed else None,
         max_drop=given.max_drop if given.mixed else None,
         statistics=given.stats,
+        cluster=given.cluster,
         zero_points=is_tune and given.zero_points,
         passes=given.passes if is_tune else PASSES,
     )

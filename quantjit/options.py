@@ -323,6 +323,20 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Who gathers the statistics."""
+
+    cluster: Optional[str] = option(
+        None,
+        "gather the statistics by the workers of a Dask cluster: local, local:N (processes of one "
+        "thread) or the address of a scheduler, tcp://host:port; inputs must have the same path "
+        "there. The same bytes as without it",
+        "--cluster",
+        metavar="WHERE",
+    )
+
+
+@dataclass(frozen=True)
 class VerifyingOptions:
     """How the int8 network is compared with the float one."""
 
@@ -478,7 +492,9 @@ class PageOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions(PageOptions, VerifyingOptions, PlanOptions, InputOptions, ModelOptions):
+class RunOptions(
+    PageOptions, VerifyingOptions, ClusterOptions, PlanOptions, InputOptions, ModelOptions
+):
     """What is verified and written beside the network, and what it is solved from."""
 
     mixed: bool = option(
@@ -598,7 +614,7 @@ class ReferenceOptions(QuantizeOptions):
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(ConvergenceOptions, PlanOptions, InputOptions, ModelOptions):
+class CalibrateOptions(ConvergenceOptions, ClusterOptions, PlanOptions, InputOptions, ModelOptions):
     """Options of `quantjit calibrate`."""
 
     output: Path = option(

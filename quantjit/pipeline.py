@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantjit import calibration as evidence
+from quantjit import cluster as clusters
 from quantjit import formats, markup, metrics, mixed, quantizer, solvers, statistics_file
 from quantjit import plan as planning
 from quantjit.calibration import (
@@ -286,6 +287,7 @@ def run(
     float_fallback: bool = True,
     detail: bool = False,
     target: Target | None = None,
+    cluster: str | None = None,
 ) -> Quantization:
     """Quantize a network: read, calibrate, solve, quantize, write, read back and verify.
 
@@ -310,6 +312,7 @@ def run(
         int8 form
     detail : compare channel by channel too
     target : leave layers float until the inputs of the verification meet it; see `quantjit.mixed`
+    cluster : whose workers gather the statistics; see `quantjit.cluster.connect`
 
     Returns
     -------
@@ -345,6 +348,22 @@ def run(
         is_told = dataset is not None or inputs.preprocess != Preprocess()
         how = inputs.preprocess if is_told else None
         calibration = evidence.from_file(statistics, graph, settings, how)
+    elif dataset is not None and cluster is not None:
+        if settings.compat or until_stable:
+            raise UsageError(
+                "--cluster goes once through all inputs: no --until-stable or --compat"
+            )
+        rows = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
+        _, calibration = clusters.calibrate(
+            cluster,
+            graph,
+            dataset,
+            rows,
+            planning.plan(graph, rows, memory=memory, jobs=jobs, batch=batch),
+            evidence.origin_of(graph, inputs.preprocess),
+            nonfinite=nonfinite,
+            on_progress=on_progress,
+        )
     elif dataset is not None:
         calibration = calibrate(
             graph,
@@ -602,6 +621,7 @@ def calibrate_files(
     stop: Callable[[], bool] = lambda: False,
     shapes: Mapping[str, Shape] | None = None,
     target: str | None = None,
+    cluster: str | None = None,
 ) -> Gathered:
     """Gather the statistics of a network in a file that `run` solves from.
 
@@ -611,8 +631,12 @@ def calibrate_files(
     `quantjit.dataset.MARKS`.  stop: see `Gathering.run`; Interrupted is raised when the checkpoint
     is written.  until_stable: end once the scales hardly move; see `quantjit.convergence`.
     shapes: of inputs by name.  target: format that the network is to be written in, None for its
-    own.
+    own.  cluster: whose workers gather, see `quantjit.cluster.connect`: without checkpoints.
     """
+    if cluster is not None and (append or resume or until_stable):
+        raise UsageError(
+            "--cluster goes once through all inputs: leave out --append, --resume, --until-stable"
+        )
     if until_stable and resume:
         raise UsageError(
             "--until-stable compares with what the interrupted run had seen: --resume without it "
@@ -638,6 +662,19 @@ def calibrate_files(
     channels = evidence.blobs_to_gather(graph, merge)
     plan = planning.plan(graph, channels, memory=memory, jobs=jobs, batch=batch)
     origin = evidence.origin_of(graph, inputs.preprocess, marks)
+    if cluster is not None:
+        file, calibration = clusters.calibrate(
+            cluster,
+            graph,
+            dataset,
+            channels,
+            plan,
+            origin,
+            nonfinite=nonfinite,
+            on_progress=on_progress,
+        )
+        file.save(output)
+        return Gathered(output, file, calibration, 0, tuple(map(str, dataset.skipped)))
     base_path = output if append else None
     if resume:  # what is complete already is continued too: there is nothing left to do
         base_path = next((path for path in (checkpoint, output) if path.exists()), base_path)

@@ -191,7 +191,10 @@ def print_gathered(console: Console, result: Gathered) -> None:
     """Print what went into a statistics file, and how fast."""
     file, calibration = result.file, result.calibration
     rows: list[tuple[str, str]] = []
-    if calibration is not None and calibration.work is not None:
+    if calibration is not None and calibration.work is None:
+        rows.append(("calibrated", f"{calibration.images} inputs, by {calibration.source}"))
+        rows += _left_out_rows(calibration, result.skipped)
+    elif calibration is not None and calibration.work is not None:
         rows.append(("calibrated", _rate(calibration.new_images, calibration.work)))
         rows += _time_rows(calibration.work)
         rows += _convergence_rows(result.convergence)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantjit import calibration as evidence
+from quantjit import cluster as clusters
 from quantjit import markup, mixed, pipeline, quantizer, solvers
 from quantjit.calibration import Calibration, Gathering, OnProgress, no_progress
 from quantjit.dataset import Collected, Dataset, Sample, Samples, prefetch, rank
@@ -424,6 +425,7 @@ def run(
     statistics: Path | None = None,
     zero_points: bool = False,
     passes: tuple[str, ...] = quantizer.PASSES,
+    cluster: str | None = None,
 ) -> Tuned:
     """Find the best settings for a network, and write it with them.
 
@@ -432,7 +434,8 @@ def run(
     the scales of the others.  min_sqnr, max_drop: leave layers float until the held-out inputs meet
     them.  statistics: a file of `quantjit calibrate`; held out are then inputs that are not in it,
     where there are such.  verify_inputs: of the held-out inputs, how many the written network is
-    compared on.  zero_points, passes: see `search`; the others as in `pipeline.run`.
+    compared on.  zero_points, passes: see `search`; cluster: whose workers gather the statistics;
+    the others as in `pipeline.run`.
     """
     inputs = inputs or Inputs()
     if settings.compat:
@@ -450,7 +453,21 @@ def run(
     else:
         rows = blobs_to_gather(graph, settings)
         planned = plan(graph, rows, memory=memory, jobs=jobs, batch=batch)
-        calibration = Gathering(graph, rest, rows, planned).run(nonfinite, on_progress=on_progress)
+        if cluster is not None and isinstance(rest, Dataset):
+            origin = evidence.origin_of(graph, inputs.preprocess)
+            _, calibration = clusters.calibrate(
+                cluster,
+                graph,
+                rest,
+                rows,
+                planned,
+                origin,
+                nonfinite=nonfinite,
+                on_progress=on_progress,
+            )
+        else:
+            gathering = Gathering(graph, rest, rows, planned)
+            calibration = gathering.run(nonfinite, on_progress=on_progress)
     kept = list(prefetch(held_out))[:MOST_HELD_OUT]
     for part in (rest, held_out):
         if isinstance(part, Dataset):

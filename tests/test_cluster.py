@@ -3,14 +3,15 @@
 import os
 import pickle
 import signal
+import sys
 
 import models
 import numpy as np
 import pytest
 
-from quantjit import calibration, cluster
+from quantjit import calibration, cli, cluster, demo
 from quantjit.dataset import Dataset
-from quantjit.errors import CalibrationError, DataError, FormatError
+from quantjit.errors import CalibrationError, DataError, FormatError, QuantJitError, UsageError
 from quantjit.images import Preprocess
 from quantjit.pipeline import input_shapes
 from quantjit.plan import plan
@@ -61,3 +62,52 @@ def test_workers_give_the_bytes_of_one_machine(tmp_path, workers, kills):
     assert bool(killed) == kills
     assert made.file.encode() == one.file().encode()
     assert [error.path for error in dataset.skipped] == [str(tmp_path / "bad.npy")]
+
+
+@pytest.mark.parametrize("where", ["here", "local:0", "local:x", "tcp:/one", ""])
+def test_places_that_are_no_cluster(where):
+    with pytest.raises(UsageError, match="local:N or the scheduler's"):
+        cluster.check(where)
+
+
+def test_dask_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r"quantjit\[cluster\]"), cluster.connect("local"):
+        pass
+
+
+def test_no_scheduler_there(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
+    with (
+        pytest.raises(QuantJitError, match="no scheduler at tcp:"),
+        cluster.connect("tcp://127.0.0.1:1"),
+    ):
+        pass
+
+
+DEMO = [
+    "-p", str(demo.folder() / "demo.tnnproto"), "-i", str(demo.folder() / "calib"),
+    "-n", "127.5", "-s", "0.007843137",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.jit
+def test_commands_write_what_they_write_without_a_cluster(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    where = ["--cluster", "local:2"]
+    assert cli.main(["calibrate", *DEMO, "-o", "alone.qjs", "-q"]) == 0
+    assert cli.main(["calibrate", *DEMO, "-o", "together.qjs", *where]) == 0
+    assert "64 inputs, by 2 workers of local:2" in capsys.readouterr().out
+    assert (tmp_path / "alone.qjs").read_bytes() == (tmp_path / "together.qjs").read_bytes()
+    for name, more in (("alone", []), ("together", where)):
+        assert cli.main(["quantize", *DEMO, "-o", name, "-q", *more]) == 0
+    made = [
+        (tmp_path / f"{name}_quantized.tnnmodel").read_bytes() for name in ("alone", "together")
+    ]
+    assert made[0] == made[1]
+    for words in (["--resume"], ["--append"], ["--until-stable"]):
+        assert cli.main(["calibrate", *DEMO, "-o", "x.qjs", *where, *words]) == 2
+        assert "leave out" in capsys.readouterr().err

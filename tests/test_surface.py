@@ -24,11 +24,11 @@ SIGNATURES = {
     "run": "(proto, model, input_path, settings, *, inputs=None, output=, labels=None, "
     "verify_inputs=16, nonfinite='fail', jobs=None, batch=None, memory=None, statistics=None, "
     "until_stable=False, on_progress=, shapes=None, form='qdq', float_fallback=True, detail=False, "
-    "target=None)",
+    "target=None, cluster=None)",
     "save": "(graph, path, weights=None, **options)",
     "solve": "(graph, stats, settings=None)",
     "tune": "(model, data, output=None, settings=None, *, preprocess=None, held_out=None, "
-    "labels=None, min_sqnr=None, max_drop=None, passes=('equalize', 'rounding', 'bias'), "
+    "labels=None, min_sqnr=None, max_drop=None, passes=('equalize', 'bias', 'rounding'), "
     "nonfinite='fail', jobs=None, batch=None, memory=None, on_progress=)",
     "verify": "(reference, quantized, data, *, preprocess=None, labels=None, why_float=None, "
     "jobs=None, on_progress=, detail=False)",
