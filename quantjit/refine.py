@@ -13,11 +13,12 @@ has not seen.  What they change are weights and biases: any runtime of the forma
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from quantjit import moments, quantizer, rounding
 from quantjit.calibration import OnProgress, gatherer, no_progress
-from quantjit.dataset import Collected, Sample, Samples
+from quantjit.dataset import Collected, Sample, Samples, Stream, prefetch
 from quantjit.errors import DataError, UsageError
 from quantjit.executor import infer_shapes
 from quantjit.graph import Graph
@@ -104,13 +105,13 @@ class _Made:
         return replace(self.base, quantized=self.quantized, effects=self.effects)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Equalized:
-    """The float network with other values inside, their statistics, and what was made small."""
+    """The float network with other values inside, what was made small, and statistics by kind."""
 
     graph: Graph
-    stats: Stats
     what: str
+    stats: dict[bool, Stats] = field(default_factory=dict)
 
 
 class Refiner:
@@ -142,26 +143,27 @@ class Refiner:
         self._jobs, self._on_progress = jobs, on_progress
         self._gather = gather or gatherer(samples, "skip", jobs=jobs, on_progress=on_progress)
         self._gather_learned = gatherer(self._learned, "skip", jobs=jobs)
-        self._chosen: dict[tuple[bool, bool], _Equalized | None] = {}
+        self._variants: dict[tuple[bool, bool], tuple[_Equalized, ...]] = {}
+        self._chosen: dict[tuple[str, bool], _Equalized | None] = {}
 
     def refine(self, stats: Stats, settings: Settings) -> Refinement:
         """Return the int8 network of statistics and settings, with the passes that help it.
 
         stats: of `quantizer.observed_blobs` for the float network, or with more rows.  Whether
-        equalization helps is found out with the first settings of a kind and then known.
+        equalization helps is found out with the first settings of a granularity and then known.
         """
-        kind = settings.merge == "tensor", settings.target == "tnn" or settings.symmetric
+        symmetric = settings.target == "tnn" or settings.symmetric
         plain = self._solve(self._graph, stats, settings)
         if not plain.quantized.is_quantized:
             return plain
         if "equalize" not in settings.passes:
             return self._repair(plain, settings).refinement()
-        if kind not in self._chosen:
-            return self._choose(plain, stats, settings, kind).refinement()
-        found = self._chosen[kind]
+        if (settings.merge, symmetric) not in self._chosen:
+            return self._choose(plain, stats, settings, symmetric=symmetric).refinement()
+        found = self._chosen[settings.merge, symmetric]
         if found is None:
             return self._repair(plain, settings).refinement()
-        made = self._repair(self._solve(found.graph, found.stats, settings), settings)
+        made = self._repair(self._solve_equalized(found, settings), settings)
         before = self._score([plain.quantized])[0]
         effect = Effect(
             "equalize", is_kept=True, before=before, after=made.first, detail=found.what
@@ -169,24 +171,33 @@ class Refiner:
         return replace(made, effects=(effect, *made.effects)).refinement()
 
     def _choose(
-        self, plain: Refinement, stats: Stats, settings: Settings, kind: tuple[bool, bool]
+        self, plain: Refinement, stats: Stats, settings: Settings, *, symmetric: bool
     ) -> _Made:
         """Return the best of the network as it is and equalized, and keep in mind which it is."""
         made = self._repair(plain, settings)
-        self._chosen[kind] = None
+        chosen: _Equalized | None = None
         tried: list[Effect] = []
         first, start = made.first, made.score
-        for found in self._equalized(stats, settings, kind):
-            other = self._repair(self._solve(found.graph, found.stats, settings), settings)
+        is_tensor = settings.merge == "tensor"
+        for found in self._equalized(stats, is_tensor=is_tensor, symmetric=symmetric):
+            other = self._repair(self._solve_equalized(found, settings), settings)
             if other.score > made.score:
                 effect = Effect("equalize", True, first, other.first, found.what)
                 made = replace(other, effects=(effect, *other.effects))
-                self._chosen[kind] = found
+                chosen = found
             else:
                 tried.append(Effect("equalize", False, start, other.score, found.what))
-        if self._chosen[kind] is None:
+        if chosen is None:
             made = replace(made, effects=(*tried, *made.effects))
+        self._chosen[settings.merge, symmetric] = chosen
         return made
+
+    def _solve_equalized(self, found: _Equalized, settings: Settings) -> Refinement:
+        is_channel = settings.merge == "channel"
+        if is_channel not in found.stats:
+            rows = quantizer.observed_blobs(found.graph, infer_shapes(found.graph), settings)
+            found.stats[is_channel] = self._gather(found.graph, rows)
+        return self._solve(found.graph, found.stats[is_channel], settings)
 
     def _solve(self, graph: Graph, stats: Stats, settings: Settings) -> Refinement:
         rows = quantizer.observed_blobs(graph, infer_shapes(graph), settings)
@@ -198,32 +209,29 @@ class Refiner:
         return Refinement(graph, quantizer.quantize(graph, table, settings), table)
 
     def _equalized(
-        self, stats: Stats, settings: Settings, kind: tuple[bool, bool]
-    ) -> Iterator[_Equalized]:
-        """Yield the network with its channels equalized in other ways, and its statistics."""
-        shapes = infer_shapes(self._graph)
-        rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
-        seen = dict(self._gather_learned(self._graph, rows))
-        seen |= {blob: each for blob, each in stats.items() if each.channels == rows[blob]}
-        is_tensor, symmetric = kind
-        weights, ways = ("tensor", _FOR_TENSORS) if is_tensor else ("channel", _FOR_CHANNELS)
-        for what, strength in ways:
-            found = equalize(
-                self._graph,
-                seen,
-                what=what,
-                weights=weights,
-                symmetric=symmetric,
-                strength=strength,
-            )
-            if not found.groups:
-                continue
-            graph, shapes = found.graph, infer_shapes(found.graph)
-            rows = quantizer.observed_blobs(graph, shapes, replace(settings, merge="mix"))
-            if any(each.channels > 1 for each in stats.values()):
-                channel = replace(settings, merge="channel")
-                rows |= quantizer.observed_blobs(graph, shapes, channel)
-            yield _Equalized(graph, self._gather(graph, rows), what)
+        self, stats: Stats, *, is_tensor: bool, symmetric: bool
+    ) -> tuple[_Equalized, ...]:
+        """Return the network with its channels equalized in several ways."""
+        if (is_tensor, symmetric) not in self._variants:
+            shapes = infer_shapes(self._graph)
+            rows = {blob: shape[1] if len(shape) > 1 else 1 for blob, shape in shapes.items()}
+            seen = dict(self._gather_learned(self._graph, rows))
+            seen |= {blob: each for blob, each in stats.items() if each.channels == rows[blob]}
+            weights, ways = ("tensor", _FOR_TENSORS) if is_tensor else ("channel", _FOR_CHANNELS)
+            made = []
+            for what, strength in ways:
+                found = equalize(
+                    self._graph,
+                    seen,
+                    what=what,
+                    weights=weights,
+                    symmetric=symmetric,
+                    strength=strength,
+                )
+                if found.groups:
+                    made.append(_Equalized(found.graph, what))
+            self._variants[is_tensor, symmetric] = tuple(made)
+        return self._variants[is_tensor, symmetric]
 
     def _repair(self, base: Refinement, settings: Settings) -> _Made:
         """Return the network with what of "bias" and "rounding" makes it better."""
@@ -274,20 +282,27 @@ def divide(samples: Samples, judging: int = _JUDGED) -> tuple[list[Sample], list
     They are the same where there is one only.  Files that cannot be used are passed over: who
     gathered the statistics has counted them.
     """
-    wanted = min(_LEARNED + judging, len(samples))
     learned: list[Sample] = []
     judged: list[Sample] = []
     left = _INPUT_BYTES
+    for sample in _spread(samples, _LEARNED + judging):
+        size = sum(array.nbytes for array in sample.arrays.values())
+        if learned and (judged or not judging) and size > left:
+            break
+        left -= size
+        is_learned = len(learned) * judging <= len(judged) * _LEARNED
+        (learned if is_learned else judged).append(sample)
+    return learned, judged or learned
+
+
+def _spread(samples: Samples, count: int) -> Iterator[Sample]:
+    """Yield the inputs of so many files, spread over all; of a stream, the first ones."""
+    if isinstance(samples, Stream):
+        yield from islice(prefetch(samples), count)
+        return
+    wanted = min(count, len(samples))
     for number in range(wanted):
         try:
-            loaded = samples.load(number * len(samples) // wanted)
+            yield from samples.load(number * len(samples) // wanted)
         except DataError:
             continue
-        for sample in loaded:
-            size = sum(array.nbytes for array in sample.arrays.values())
-            if learned and (judged or not judging) and size > left:
-                return learned, judged
-            left -= size
-            is_learned = len(learned) * judging <= len(judged) * _LEARNED
-            (learned if is_learned else judged).append(sample)
-    return learned, judged or learned

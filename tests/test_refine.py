@@ -124,3 +124,53 @@ def test_inputs_are_spread_and_bad_ones_passed_over(monkeypatch):
     monkeypatch.setattr(refine, "_INPUT_BYTES", 4 * samples[0].arrays["data"].nbytes)
     learned, judged = refine.divide(Collected(samples))
     assert (len(learned), len(judged)) == (2, 2)
+
+
+def test_granularities_do_not_mix():
+    """What a refiner did before with another granularity leaves no trace."""
+    graph = network()
+    samples = ArraySamples(models.random_inputs(graph, 12))
+    channel = Settings("mse", "mse", "channel", passes=PASSES)
+    stats = calibrate(graph, samples, channel, jobs=1).stats
+    shared = refine.Refiner(graph, samples, jobs=1)
+    shared.refine(stats, Settings("mse", "mse", "mix", passes=PASSES))
+    for _ in range(2):
+        found = shared.refine(stats, channel)
+        alone = refine.Refiner(graph, samples, jobs=1).refine(stats, channel)
+        assert found.quantized == alone.quantized
+        assert any(params.per_channel for params in found.quantized.scales.values())
+
+
+class Endless:
+    """Inputs that come one after the other, nobody knows how many."""
+
+    def __init__(self, samples):
+        self._samples = samples
+        self.asked = 0
+
+    def __len__(self):
+        return 0
+
+    def numbers(self):
+        number = 0
+        while True:
+            self.asked = number
+            yield number
+            number += 1
+
+    def load(self, index):
+        return (self._samples[index % len(self._samples)],)
+
+    def skip(self, error):
+        raise error
+
+    def check(self):
+        pass
+
+
+def test_a_stream_is_read_no_further_than_needed():
+    samples = [Sample(f"{i}", {"data": np.full((1, 3, 4, 4), i, np.float32)}) for i in range(60)]
+    stream = Endless(samples)
+    learned, judged = refine.divide(stream)
+    assert (len(learned), len(judged)) == (24, 24)
+    assert stream.asked < 60
