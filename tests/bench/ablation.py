@@ -17,7 +17,8 @@ from quantjit import calibration, pipeline, quantizer
 from quantjit.images import Preprocess
 from quantjit.passes.equalize import equalize
 from quantjit.pipeline import Inputs
-from quantjit.quantizer import Settings
+from quantjit.quantizer import PASSES, Settings
+from quantjit.refine import refine
 from quantjit.solvers import blob_solvers, weight_solvers
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -40,7 +41,7 @@ class Bench:
         inputs = Inputs(PREPROCESSING[name])
         self.seen = inputs.open(SHARED / "images" / "calib", self.graph).spread(calibrated)
         self.held_out = inputs.open(SHARED / "images" / "dev", self.graph).spread(images)
-        self.plain = Settings(target=target)
+        self.plain = Settings("minmax", "minmax", target=target)
         self.stats = self.gather(self.graph, self.plain)
         self.base = None
 
@@ -57,8 +58,10 @@ class Bench:
             or settings.merge == "channel"
         ):
             stats = self.gather(graph, settings)
-        made = quantizer.quantize(graph, quantizer.solve(graph, stats, settings), settings)
-        found = pipeline.verify(self.graph, made, self.held_out)
+        made = refine(graph, stats, settings, self.seen)
+        kept = [effect.name for effect in made.effects if effect.is_kept]
+        note = f"kept: {', '.join(kept) or 'none'}" if settings.passes else note
+        found = pipeline.verify(made.graph, made.quantized, self.held_out)
         self.base = found.sqnr if self.base is None else self.base
         agreement = "-" if found.agreement is None else f"{found.agreement:.1%}"
         print(
@@ -88,11 +91,18 @@ def table(bench):
         note = f"expected {found.expected:+.1f} dB"
         bench.row(f"equalize {what}", plain, found.graph, note)
     bench.row("equalize without data", plain, equalize(bench.graph).graph)
+    for name in (*PASSES, "all"):
+        passes = PASSES if name == "all" else (name,)
+        bench.row(f"passes {name}", replace(plain, passes=passes))
+        best = replace(plain, blob_method="mse", weight_method="mse", passes=passes)
+        bench.row(f"blobs and weights mse, passes {name}", best)
+    bench.row("blobs and weights mse", replace(best, passes=()))
     tensor = replace(plain, merge="tensor")
     bench.row("tensor", tensor)
     found = equalize(bench.graph, rows, weights="tensor", symmetric=is_tnn, strength=0.1)
     bench.row("tensor, equalize both", tensor, found.graph, f"expected {found.expected:+.1f} dB")
     bench.row("tensor, equalize both, mse", replace(tensor, weight_method="mse"), found.graph)
+    bench.row("tensor, passes all", replace(tensor, passes=PASSES))
 
 
 def main():
