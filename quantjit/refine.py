@@ -187,6 +187,8 @@ class Refiner:
                 chosen = found
             else:
                 tried.append(Effect("equalize", False, start, other.score, found.what))
+            if chosen is not found:  # statistics a channel are large
+                found.stats.pop(settings.merge == "channel", None)
         if chosen is None:
             made = replace(made, effects=(*tried, *made.effects))
         self._chosen[settings.merge, symmetric] = chosen
